@@ -1,0 +1,5 @@
+"""python -m gptcli"""
+
+from gptcli.cli import main
+
+main()

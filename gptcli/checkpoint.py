@@ -1,0 +1,221 @@
+"""A checkpoint in memory: decoder, tokenizer, and what its folder says of both. Loads and saves Hugging Face layout."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gptcli.config import Config
+from gptcli.errors import BadCheckpoint, GptcliError, UsageError
+from gptcli.families import FAMILIES
+from gptcli.layout import Layout, Part, Placement, look, stored_names
+from gptcli.memory import check_fits
+from gptcli.model import Decoder
+from gptcli.tokens import Tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+STORED = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model ready to run. `start_id` is where a text without a prompt begins; None if the model has no such token."""
+
+    name: str
+    folder: Path
+    family: str
+    config: Config
+    decoder: Decoder
+    tokenizer: Tokenizer
+    config_json: dict[str, Any]
+    generation_config: dict[str, Any]
+    eos_ids: frozenset[int]
+    start_id: int | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.embed.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.embed.weight.device
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that can be chosen: rows of the embedding beyond the tokenizer's own are padding."""
+        return min(self.tokenizer.size, self.config.n_vocab)
+
+
+def load(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    allow_config: Sequence[str] = (),
+) -> Checkpoint:
+    """Loads a folder, a .safetensors file, a shard index, or a model of the Hugging Face cache by its name.
+
+    dtype "auto" keeps the files' own, but float16 becomes float32 on the CPU, which is slow in it or cannot do it.
+    Holds the weights once plus one tensor. Raises NotFound, BadCheckpoint, Unsupported, OutOfMemory.
+    """
+    return load_layout(look(name, revision=revision, allow=allow_config), device=device, dtype=dtype)
+
+
+def load_layout(layout: Layout, *, device: str = "auto", dtype: str = "auto") -> Checkpoint:
+    """Loads what `look` has found."""
+    where = pick_device(device)
+    kind = STORED[layout.dtype] if dtype == "auto" else DTYPES.get(dtype)
+    if kind is None:
+        raise UsageError(f"dtype {dtype!r} is not known", hint=f"choose auto, {', '.join(DTYPES)}")
+    if dtype == "auto" and kind == torch.float16 and where.type == "cpu":
+        kind = torch.float32
+    check_fits(layout.config.n_params() * kind.itemsize, where, what="the weights")
+    tokenizer = Tokenizer.from_folder(layout.source.folder, n_vocab=layout.config.n_vocab)
+    eos_ids = layout.eos_ids | tokenizer.eos_ids
+    start = tokenizer.bos_id if tokenizer.bos_id is not None else layout.bos_id
+    if start is None and len(tokenizer.eos_ids) == 1:  # GPT-2's kind: one token both ends a text and starts the next
+        (start,) = tokenizer.eos_ids
+    return Checkpoint(
+        name=layout.source.name,
+        folder=layout.source.folder,
+        family=layout.family,
+        config=layout.config,
+        decoder=_fill(layout, where, kind),
+        tokenizer=tokenizer,
+        config_json=layout.config_json,
+        generation_config=layout.generation_config,
+        eos_ids=frozenset(i for i in eos_ids if i < layout.config.n_vocab),
+        start_id=start if start is not None and 0 <= start < layout.config.n_vocab else None,
+        notes=layout.notes,
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: the first of cuda, mps, cpu that is there. Raises UsageError for one that is not."""
+    if name == "auto":
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    kind, _, index = name.partition(":")
+    if kind == "cuda" and not (torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()):
+        raise UsageError(f"device {name!r} is not available here", hint="use --device cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("device 'mps' is not available here", hint="use --device cpu")
+    if kind not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"device {name!r} is not known", hint="choose auto, cpu, cuda, cuda:N or mps")
+    return torch.device(name)
+
+
+def _fill(layout: Layout, device: torch.device, dtype: torch.dtype) -> Decoder:
+    """A decoder whose every parameter comes from the files: built without memory, then filled tensor by tensor."""
+    with torch.device("meta"):
+        decoder = Decoder(layout.config)
+    by_file = defaultdict[Path, list[Placement]](list)
+    for placement in layout.placements:
+        by_file[placement.tensor.file].append(placement)
+    for file, placements in by_file.items():
+        try:
+            # pread: a file that shrinks while it is read fails with an error; a mapped one would kill the process
+            with safe_open(file, framework="pt", backend="pread") as stored:
+                for placement in placements:
+                    tensor = stored.get_tensor(placement.tensor.name).to(device=device, dtype=dtype)
+                    if placement.fix:
+                        tensor = placement.fix.load(tensor, layout.config)
+                    for part in placement.parts:
+                        _assign(decoder, part, tensor)
+        except (SafetensorError, OSError) as error:
+            raise BadCheckpoint(f"{file.name}: cannot be read: {error}") from error
+    empty = [name for name, parameter in decoder.named_parameters() if parameter.is_meta]
+    if empty:
+        raise BadCheckpoint(f"{empty[0]} was not filled")
+    return decoder.eval()
+
+
+def _assign(decoder: Decoder, part: Part, tensor: Tensor) -> None:
+    path, _, leaf = part.name.rpartition(".")
+    module = decoder.get_submodule(path)
+    if part.row is None:
+        setattr(module, leaf, nn.Parameter(tensor[part.start : part.stop], requires_grad=False))
+        return
+    parameter = getattr(module, leaf)
+    if parameter.is_meta:  # the first of the heads that are stored apart
+        parameter = nn.Parameter(tensor.new_empty(parameter.shape), requires_grad=False)
+        setattr(module, leaf, parameter)
+    parameter.data[part.row] = tensor
+
+
+def save(checkpoint: Checkpoint, folder: Path | str) -> None:
+    """Writes Hugging Face layout, spelled as the family does; transformers loads it. The folder must be new or empty.
+
+    Either the whole folder appears or nothing does: it is written beside, flushed to the disk, and renamed.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} exists already", hint="choose a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    config, family = checkpoint.config, FAMILIES[checkpoint.family]
+    parameters = dict(checkpoint.decoder.named_parameters())
+    tensors = {}
+    for name, (fix, parts) in stored_names(config, family).items():
+        rows = [parameters[p.name] if p.row is None else parameters[p.name][p.row] for p in parts]
+        tensor = rows[0].detach() if len(rows) == 1 else torch.cat([row.detach() for row in rows])
+        tensor = fix.save(tensor, config) if fix else tensor
+        tensors[name] = tensor.to("cpu", checkpoint.dtype).contiguous()
+    spelled = dict(checkpoint.config_json)
+    spelled.pop("torch_dtype", None)
+    spelled |= {"dtype": str(checkpoint.dtype).removeprefix("torch."), "tie_word_embeddings": config.tied}
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        (temporary / "config.json").write_text(json.dumps(spelled, indent=2) + "\n", encoding="utf-8")
+        for companion in COMPANIONS:
+            if (checkpoint.folder / companion).is_file():
+                shutil.copyfile(checkpoint.folder / companion, temporary / companion)
+        _settle(temporary)
+        temporary.replace(folder)
+        _flush(folder.parent)
+    except OSError as error:
+        raise GptcliError(f"cannot save to {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _settle(folder: Path) -> None:
+    """Ordinary permissions instead of the private ones of temporary files, and everything on the disk."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~umask)
+        _flush(file)
+    folder.chmod(0o777 & ~umask)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,102 @@
+"""The program: names the commands, and answers every error with one line and its exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from gptcli.commands.families import families
+from gptcli.commands.generate import generate
+from gptcli.commands.info import info
+from gptcli.commands.tokenize import tokenize
+from gptcli.errors import GptcliError
+from gptcli.render.output import ClosedPipe, say, silence
+from gptcli.render.safe import one_line
+
+COMMANDS = (generate, tokenize, info, families)
+HIDDEN = {"inspect": info}  # other tools' names for the same
+OF_THE_PROGRAM = ("--help", "-h", "--version", "--install-completion", "--show-completion")
+
+app = typer.Typer(
+    help="Generate text with any GPT-type checkpoint, and see how.\n\n`gptcli TEXT` means `gptcli generate TEXT`.",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in COMMANDS:
+    app.command()(command)
+for name, command in HIDDEN.items():
+    app.command(name, hidden=True)(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"gptcli {version('gptcli')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def with_default(arguments: list[str]) -> list[str]:
+    """`gptcli "text"`, `gptcli -m DIR` and `echo text | gptcli` are short for `gptcli generate ...`."""
+    names = {command.__name__ for command in COMMANDS} | HIDDEN.keys()
+    if not arguments:
+        piped = sys.stdin is not None and not sys.stdin.isatty() and "_GPTCLI_COMPLETE" not in os.environ
+        return ["generate"] if piped else ["--help"]
+    return arguments if arguments[0] in names or arguments[0] in OF_THE_PROGRAM else ["generate", *arguments]
+
+
+def main() -> None:
+    """Runs the program and ends the process."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command line and returns its exit code; errors become one line on standard error."""
+    try:
+        return int(app(with_default(arguments), prog_name="gptcli", standalone_mode=False) or 0)
+    except GptcliError as error:
+        return _report(error, error.message, error.hint, error.exit_code)
+    except _UsageProblem as error:
+        context = error.ctx
+        command = context.command_path if context else "gptcli"
+        return _report(error, error.format_message().rstrip("."), f"see {command} --help", 2)
+    except ClosedPipe:
+        return 141
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except SystemExit as error:  # typer's own handling of a closed pipe, and completion
+        if isinstance(error.__context__, BrokenPipeError):
+            silence()
+            return 141
+        raise
+    except MemoryError as error:
+        return _report(error, "out of memory", "try a smaller model, or --dtype bfloat16", 5)
+    except Exception as error:
+        message = f"unexpected {type(error).__name__}: {error}"
+        return _report(error, message, "this is a fault of gptcli; GPTCLI_DEBUG=1 shows where", 1)
+
+
+_UsageProblem: Any = typer.BadParameter.__mro__[1]  # click's UsageError, which typer carries and does not export
+
+
+def _report(error: BaseException, message: str, hint: str, exit_code: int) -> int:
+    if os.environ.get("GPTCLI_DEBUG") == "1":
+        import traceback
+
+        say("".join(traceback.format_exception(error)), end="")
+    say(f"gptcli: error: {one_line(message)}")
+    if hint:
+        say(f"hint: {one_line(hint)}")
+    return exit_code

@@ -1,0 +1,401 @@
+"""gptcli generate: raw text in, raw text out, one token at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import secrets
+import sys
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from gptcli.commands import options as o
+from gptcli.commands.prompt import read_prompt
+from gptcli.errors import UsageError
+from gptcli.render import theme
+from gptcli.render.output import Output, hears, say, tell
+from gptcli.sampling import Sampling
+from gptcli.settings import Setting, settle
+
+if TYPE_CHECKING:
+    from gptcli.checkpoint import Checkpoint
+    from gptcli.records import Candidate, Prompt, Step
+
+SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling) if field.name != "logit_bias")
+
+
+def generate(
+    prompt: o.Text = None,
+    prompt_option: o.PromptFlag = None,
+    file: o.File = None,
+    model: o.Model = None,
+    max_tokens: o.MaxTokens = None,
+    temperature: o.Temperature = None,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
+    min_p: o.MinP = None,
+    repetition_penalty: o.RepetitionPenalty = None,
+    repeat_last_n: o.RepeatLastN = None,
+    presence_penalty: o.PresencePenalty = None,
+    frequency_penalty: o.FrequencyPenalty = None,
+    logit_bias: o.LogitBias = None,
+    seed: o.Seed = None,
+    num_samples: o.NumSamples = None,
+    stop: o.Stop = None,
+    ignore_eos: o.IgnoreEos = None,
+    overflow: o.Overflow = None,
+    logprobs: o.Logprobs = None,
+    as_json: o.Json = False,
+    as_jsonl: o.Jsonl = False,
+    echo: o.Echo = False,
+    stream: o.Stream = True,
+    stats: o.Stats = None,
+    quiet: o.Quiet = None,
+    verbose: o.Verbose = False,
+    color: o.Color = None,
+    stdin_last: o.StdinLast = False,
+    keep_newline: o.KeepNewline = False,
+    escape: o.Escape = False,
+    bos: o.Bos = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    revision: o.Revision = None,
+    allow_config: o.AllowConfig = None,
+) -> None:
+    """Go on from a text, one token at a time. Without a prompt the model starts from its own start token.
+
+    Options win over GPTCLI_* variables, these over the config file, the model's generation_config.json and the
+    defaults in brackets. Filters act in this order: logit bias, penalties, temperature, top-k, top-p, min-p.
+    """
+    started = time.perf_counter()
+    flags = {key: value for key, value in locals().items() if key in o.SETTINGS}
+    early = settle(flags)
+    if as_json and as_jsonl:
+        raise UsageError("--json and --jsonl exclude each other", hint="--jsonl is for reading along")
+    if logprobs is not None and not 0 <= logprobs <= 100:
+        raise UsageError(f"--logprobs must be from 0 to 100, not {logprobs}")
+    Sampling(**{name: early[name].value for name in SAMPLING})  # bad flags are refused before anything is loaded
+    output = Output()
+    text = read_prompt(prompt, prompt_option, file, stdin_last=stdin_last, keep_newline=keep_newline, escape=escape)
+    quiet = early["quiet"].value
+    waiting = hears() and not quiet
+    if waiting:
+        tell("\x1b[2mloading ...\x1b[0m")
+    try:
+        from gptcli.checkpoint import load_layout
+        from gptcli.layout import look
+        from gptcli.model_choice import chosen_model
+
+        layout = look(chosen_model(early), revision=revision, allow=allow_config or ())
+        settings = settle(flags, layout.generation_config)
+        checkpoint = load_layout(layout, device=settings["device"].value, dtype=settings["dtype"].value)
+    finally:
+        if waiting:
+            tell("\r\x1b[K")
+    loaded = time.perf_counter()
+    if not quiet:
+        for note in checkpoint.notes:
+            say(f"gptcli: note: {note}")
+        if text.endswith(" "):
+            say("gptcli: note: the prompt ends with a space; most models write it together with the next word")
+    run = _Run(
+        checkpoint=checkpoint,
+        text=text,
+        settings=settings,
+        sampling=Sampling(
+            **{name: settings[name].value for name in SAMPLING}, logit_bias=_biases(checkpoint, logit_bias or ())
+        ),
+        seed=secrets.randbits(32) if settings["seed"].value is None else settings["seed"].value,
+        top=logprobs or 0,
+        bos=bos,
+        times=_Times(started=started, loaded=loaded),
+    )
+    if verbose:
+        for name, setting in settings.items():
+            say(f"gptcli: {name} = {setting.value!r} ({setting.source})")
+    if as_json:
+        _as_json(run, output, logprobs=logprobs is not None)
+    elif as_jsonl:
+        _as_jsonl(run, output, logprobs=logprobs is not None)
+    else:
+        _as_text(run, output, echo=echo, stream=stream, by_probability=logprobs is not None)
+
+
+@dataclasses.dataclass
+class _Times:
+    """Seconds, read off one clock."""
+
+    started: float
+    loaded: float
+    first: float | None = None
+    ended: float = 0.0
+    n_generated: int = 0
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Run:
+    """One call of the command: what to run, and what came of it."""
+
+    checkpoint: Checkpoint
+    text: str
+    settings: dict[str, Setting]
+    sampling: Sampling
+    seed: int
+    top: int
+    bos: bool | None
+    times: _Times
+    prompt: Prompt | None = None
+    interrupted: bool = False
+
+    def samples(self) -> Iterable[tuple[int, Iterable[Step]]]:
+        """The samples, each a stream of steps; the prompt is computed once for all."""
+        from gptcli.generate import generate, start
+
+        value = {key: setting.value for key, setting in self.settings.items()}
+        n, prompt = value["num_samples"], self.prepared()
+        begin = prompt if n == 1 else start(self.checkpoint, prompt, max_tokens=value["max_tokens"])
+        for i in range(n):
+            steps = generate(
+                self.checkpoint,
+                begin,
+                sampling=self.sampling,
+                max_tokens=value["max_tokens"],
+                seed=self.seed,
+                sample=i,
+                stop=value["stop"],
+                ignore_eos=value["ignore_eos"],
+                top=self.top,
+                overflow=value["overflow"],
+            )
+            yield i, self._timed(steps)
+
+    def prepared(self) -> Prompt:
+        """The prompt's tokens, made to fit."""
+        from gptcli.generate import prepare
+
+        value = {key: setting.value for key, setting in self.settings.items()}
+        if self.prompt is None:
+            self.prompt = prepare(
+                self.checkpoint, self.text, max_tokens=value["max_tokens"], overflow=value["overflow"], bos=self.bos
+            )
+            if self.prompt.n_dropped and not value["quiet"]:
+                n = self.prompt.n_dropped
+                say(f"gptcli: note: the {n} oldest tokens of the prompt were dropped to fit the context")
+        return self.prompt
+
+    def _timed(self, steps: Iterable[Step]) -> Iterable[Step]:
+        for step in steps:
+            now = time.perf_counter()
+            self.times.first = self.times.first or now
+            self.times.ended, self.times.n_generated = now, self.times.n_generated + 1
+            yield step
+
+    def stats(self) -> dict[str, float | int]:
+        """Figures of the whole run; times in seconds, memory in bytes."""
+        t, n_prompt = self.times, len(self.prompt.ids) if self.prompt else 0
+        if t.first is None:
+            return {"load_s": t.loaded - t.started, "prompt_tokens": n_prompt, "generated_tokens": 0}
+        rest, prefill = t.n_generated - 1, t.first - t.loaded
+        return {
+            "load_s": round(t.loaded - t.started, 4),
+            "first_token_s": round(t.first - t.started, 4),
+            "prompt_tokens": n_prompt,
+            "prefill_tokens_per_s": round(n_prompt / prefill, 2) if prefill > 0 else 0.0,
+            "generated_tokens": t.n_generated,
+            "decode_tokens_per_s": round(rest / (t.ended - t.first), 2) if rest and t.ended > t.first else 0.0,
+            "peak_memory_bytes": _peak_memory(),
+        }
+
+    def close(self, *, newline: bool = False) -> None:
+        """What is said on standard error when all is done; a Ctrl-C ends with its exit code."""
+        value = {key: setting.value for key, setting in self.settings.items()}
+        if newline:
+            tell("\n")
+        if not value["quiet"] and not self.sampling.greedy and value["seed"] is None:
+            from gptcli.render.stream import seeds
+
+            say(f"gptcli: {seeds(self.seed, value['num_samples'])}")
+        if value["stats"]:
+            say("gptcli: " + _stats_line(self.stats()))
+        if self.interrupted:
+            raise typer.Exit(130)
+
+
+def _as_text(run: _Run, output: Output, *, echo: bool, stream: bool, by_probability: bool) -> None:
+    from gptcli.render.stream import TextView, finish_note, legend
+
+    choice = run.settings["color"].value
+    coloured = theme.wants_colour(
+        "always" if choice == "prob" and output.is_terminal else choice, terminal=output.is_terminal
+    )
+    if choice == "prob" and not output.is_terminal:
+        coloured = True  # asked for by name, so it is wanted in a pipe too, for less -R
+    look = "plain" if not coloured else "prob" if by_probability or choice == "prob" else "article"
+    view = TextView(output, look=look, echo=echo or (coloured and output.is_terminal))  # type: ignore[arg-type]
+    many = run.settings["num_samples"].value > 1
+    steps = list[Any]()
+    try:
+        for i, sample in run.samples():
+            if many and i:
+                output.write("" if output.at_line_start else "\n")
+            steps.clear()
+            if stream:
+                view.begin(run.prepared())
+            for step in sample:
+                steps.append(step)
+                if stream:
+                    view.step(step)
+                if step.n_dropped and not run.settings["quiet"].value:
+                    say(f"gptcli: note: the context was full; its {step.n_dropped} oldest tokens were dropped")
+            if not stream:
+                view.begin(run.prepared())
+                for step in steps:
+                    view.step(step)
+            view.end()
+            note = finish_note(steps, run.checkpoint.config.n_ctx)
+            if note and not run.settings["quiet"].value:
+                say(f"gptcli: note: {note}")
+    except KeyboardInterrupt:
+        run.interrupted = True
+        if not stream:
+            view.begin(run.prepared())
+            for step in steps:
+                view.step(step)
+        view.end()
+    if look == "prob" and hears() and not run.settings["quiet"].value:
+        tell(legend())
+    run.close()
+
+
+def _as_json(run: _Run, output: Output, *, logprobs: bool) -> None:
+    samples = []
+    try:
+        for i, sample in run.samples():
+            steps = list[Any]()
+            samples.append((i, steps))
+            for step in sample:
+                steps.append(step)
+    except KeyboardInterrupt:
+        run.interrupted = True
+    prompt = run.prepared()
+    answer = {
+        "model": run.checkpoint.name,
+        "prompt": {"text": prompt.text, "ids": list(prompt.ids), "dropped": prompt.n_dropped},
+        "samples": [_sample_json(run, i, steps, logprobs=logprobs) for i, steps in samples],
+        "settings": _settings_json(run),
+        "stats": run.stats(),
+    }
+    output.line(_dumps(answer))
+    run.close()
+
+
+def _as_jsonl(run: _Run, output: Output, *, logprobs: bool) -> None:
+    prompt = run.prepared()
+    ids = list(prompt.ids)
+    start = {
+        "type": "prompt",
+        "model": run.checkpoint.name,
+        "text": prompt.text,
+        "ids": ids,
+        "dropped": prompt.n_dropped,
+    }
+    output.line(_dumps(start | {"settings": _settings_json(run)}))
+    try:
+        for i, sample in run.samples():
+            steps = list[Any]()
+            for step in sample:
+                steps.append(step)
+                output.line(
+                    _dumps({"type": "token", "sample": i, **_step_json(step, top=logprobs), "released": step.text})
+                )
+            output.line(_dumps({"type": "done", **_sample_json(run, i, steps, logprobs=False)}))
+    except KeyboardInterrupt:
+        run.interrupted = True
+    output.line(_dumps({"type": "stats", **run.stats()}))
+    run.close()
+
+
+def _sample_json(run: _Run, i: int, steps: list[Step], *, logprobs: bool) -> dict[str, Any]:
+    sample = {
+        "sample": i,
+        "seed": run.seed + i,
+        "text": "".join(step.text for step in steps),
+        "ids": [step.id for step in steps],
+        "finish": steps[-1].finish if steps else None,
+    }
+    return sample | {"tokens": [_step_json(step, top=True) for step in steps]} if logprobs else sample
+
+
+def _step_json(step: Step, *, top: bool) -> dict[str, Any]:
+    token = _token_json(step) | {"index": step.index, "p": step.p, "kept": step.n_kept, "draw": step.draw}
+    return token | {"top": [_token_json(candidate) for candidate in step.top]} if top else token
+
+
+def _token_json(token: Step | Candidate) -> dict[str, Any]:
+    """A token as OpenAI's API has it: text for reading, bytes for certainty, natural logarithm of its probability."""
+    text = token.raw.decode("utf-8", "replace")
+    return {"id": token.id, "text": text, "bytes": list(token.raw), "logprob": token.logprob}
+
+
+def _settings_json(run: _Run) -> dict[str, Any]:
+    used = {k: s for k, s in run.settings.items() if k not in ("model", "color", "quiet", "stats", "seed")}
+    values = {key: setting.value for key, setting in used.items()} | {"seed": run.seed}
+    values |= {"device": str(run.checkpoint.device), "dtype": str(run.checkpoint.dtype).removeprefix("torch.")}
+    return values | {"logit_bias": [[i, None if math.isinf(b) else b] for i, b in run.sampling.logit_bias]}
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _biases(checkpoint: Checkpoint, texts: Iterable[str]) -> tuple[tuple[int, float], ...]:
+    """50256=-inf, 12=+1.5, " the"=2 -> ids and what is added to their logits."""
+    biases = []
+    for text in texts:
+        name, equals, amount = text.rpartition("=")
+        try:
+            bias = float(amount)
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise UsageError(f"--logit-bias {text!r} is not ID=B", hint='for example 50256=-inf, or " the"=2')
+        quoted = len(name) > 1 and name[0] == name[-1] == '"'
+        if name.isascii() and name.isdigit():
+            token = int(name)
+            if token >= checkpoint.n_tokens:
+                raise UsageError(f"--logit-bias: there is no token {token}, the last is {checkpoint.n_tokens - 1}")
+        else:
+            found = checkpoint.tokenizer.id_of(name[1:-1] if quoted else name)
+            if found is None:
+                raise UsageError(f"--logit-bias: {name!r} is not one token", hint="see gptcli tokenize")
+            token = found
+        biases.append((token, bias))
+    return tuple(biases)
+
+
+def _stats_line(stats: dict[str, float | int]) -> str:
+    from gptcli.memory import human
+
+    parts = [f"loaded in {stats['load_s']:.2f} s"]
+    if "first_token_s" in stats:
+        parts += [
+            f"first token after {stats['first_token_s']:.2f} s",
+            f"prompt {stats['prompt_tokens']} tokens, {stats['prefill_tokens_per_s']:.3g}/s",
+            f"answer {stats['generated_tokens']} tokens, {stats['decode_tokens_per_s']:.3g}/s",
+            f"peak memory {human(int(stats['peak_memory_bytes']))}",
+        ]
+    return " | ".join(parts)
+
+
+def _peak_memory() -> int:
+    """Most that this process ever held, in bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

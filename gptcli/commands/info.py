@@ -1,0 +1,48 @@
+"""gptcli info: what a checkpoint is, from its headers alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated
+
+import typer
+
+from gptcli.commands import options as o
+from gptcli.errors import UsageError
+from gptcli.render import theme
+from gptcli.render.output import Output
+from gptcli.settings import settle
+
+
+def info(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", show_default=False, help="As for --model.")] = None,
+    model_option: o.Model = None,
+    context: Annotated[
+        int | None, typer.Option("--context", metavar="N", help="Memory for N tokens. [all it has]")
+    ] = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor and what it fills.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, tensors included.")] = False,
+    color: o.Color = None,
+    revision: o.Revision = None,
+    allow_config: o.AllowConfig = None,
+) -> None:
+    """Say what a checkpoint is: family, shapes, parameters, the memory it will need; or why it is not supported."""
+    from gptcli.card import card
+    from gptcli.layout import look
+    from gptcli.model_choice import chosen_model
+
+    if context is not None and context < 1:
+        raise UsageError(f"--context must be 1 or more, not {context}")
+    if model is not None and model_option is not None:
+        raise UsageError("the model is given twice, as an argument and with --model", hint="leave one out")
+    settings = settle({"model": model or model_option, "color": color})
+    output = Output()
+    found = card(look(chosen_model(settings), revision=revision, allow=allow_config or ()), n_context=context)
+    if as_json:
+        output.line(json.dumps(dataclasses.asdict(found), ensure_ascii=False))
+        return
+    from gptcli.render.card import draw
+
+    coloured = theme.wants_colour(settings["color"].value, terminal=output.is_terminal)
+    output.write(theme.drawn(draw(found, tensors=tensors), colour=coloured))

@@ -1,0 +1,94 @@
+"""The prompt, from where people have it: an argument, a file, a pipe, or a pipe and an argument."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from gptcli.errors import NotFound, UsageError
+
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", '"': '"', "'": "'", "0": "\0"}
+
+
+def read_prompt(
+    argument: str | None,
+    option: str | None = None,
+    file: str | None = None,
+    *,
+    stdin_last: bool = False,
+    keep_newline: bool = False,
+    escape: bool = False,
+) -> str:
+    """The whole prompt: piped text or the file first, then the argument, joined by a newline; "" where there is none.
+
+    Exactly one trailing newline of a pipe or file is dropped, nothing else is stripped.
+    """
+    if argument is not None and option is not None:
+        raise UsageError("the prompt is given twice, as an argument and with --prompt", hint="leave one out")
+    given = argument if option is None else option
+    from_pipe = "-" in (given, file)
+    if given == "-":
+        given = None
+    if given is not None:
+        _check_utf8(given)
+        given = _unescape(given) if escape else given
+    if file is not None and file != "-":
+        piped = _read_file(file)
+    elif from_pipe or not (sys.stdin is None or sys.stdin.isatty()):
+        piped = _read_stdin()
+    else:
+        piped = ""
+    if not keep_newline:
+        piped = piped.removesuffix("\n").removesuffix("\r") if piped.endswith("\r\n") else piped.removesuffix("\n")
+    parts = [given, piped] if stdin_last else [piped, given]
+    return "\n".join(part for part in parts if part)
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None:
+        raise UsageError("standard input is closed", hint="give the prompt as an argument")
+    try:
+        return _decode(sys.stdin.buffer.read(), "standard input")
+    except OSError as error:
+        raise UsageError(f"cannot read standard input: {error.strerror}") from None
+
+
+def _read_file(name: str) -> str:
+    try:
+        return _decode(Path(name).read_bytes(), name)
+    except FileNotFoundError:
+        raise NotFound(f"no such file: {name}") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _decode(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{where} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}",
+            hint="convert it first, for example with iconv -f latin1 -t utf-8",
+        ) from None
+
+
+def _check_utf8(text: str) -> None:
+    """Undecodable bytes of an argument arrive as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(text[error.start]) & 0xFF
+        raise UsageError(f"the prompt is not UTF-8: byte 0x{byte:02x} at character {error.start}") from None
+
+
+def _unescape(text: str) -> str:
+    """\\n, \\t, \\r, \\0, \\\\, \\xNN, \\uNNNN as C and Python have them; any other backslash stays."""
+
+    def meaning(match: re.Match[str]) -> str:
+        code = match[1] or match[2]
+        return chr(int(code, 16)) if code else _ESCAPES[match[3]]
+
+    result = re.sub(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|([ntr0\\\"']))", meaning, text)
+    _check_utf8(result)
+    return result

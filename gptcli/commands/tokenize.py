@@ -1,0 +1,60 @@
+"""gptcli tokenize: ids and pieces of a text."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from gptcli.commands import options as o
+from gptcli.commands.prompt import read_prompt
+from gptcli.render import theme
+from gptcli.render.output import Output
+from gptcli.settings import settle
+
+
+def tokenize(
+    text: Annotated[
+        str | None, typer.Argument(metavar="[TEXT]", show_default=False, help="The text; - for stdin.")
+    ] = None,
+    file: o.File = None,
+    model: o.Model = None,
+    ids: Annotated[bool, typer.Option("--ids", help="Only the ids, on one line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    color: o.Color = None,
+    keep_newline: o.KeepNewline = False,
+    escape: o.Escape = False,
+    bos: o.Bos = None,
+    revision: o.Revision = None,
+) -> None:
+    """Show how a model's tokenizer cuts a text: ids and pieces, a start token included where the model gets one."""
+    from gptcli.folder import resolve
+    from gptcli.model_choice import chosen_model
+    from gptcli.tokens import Tokenizer, show
+
+    settings = settle({"model": model, "color": color})
+    output = Output()
+    whole = read_prompt(text, None, file, keep_newline=keep_newline, escape=escape)
+    tokenizer = Tokenizer.from_folder(resolve(chosen_model(settings), revision=revision).folder)
+    found = tokenizer.encode(whole, bos=bos)
+    if ids:
+        output.line(" ".join(map(str, found)))
+        return
+    if as_json:
+        tokens = [{"id": i, "piece": tokenizer.piece(i), "bytes": list(tokenizer.raw(i))} for i in found]
+        output.line(json.dumps({"text": whole, "ids": found, "tokens": tokens}, ensure_ascii=False))
+        return
+    from gptcli.render.pieces import draw
+
+    pieces = [(i, show(tokenizer.raw(i)) if not tokenizer.is_special(i) else tokenizer.piece(i) or "") for i in found]
+    special = [tokenizer.is_special(i) for i in found]
+    coloured = theme.wants_colour(settings["color"].value, terminal=output.is_terminal)
+    output.write(theme.drawn(draw(pieces, special), colour=coloured) if coloured else draw_plain(pieces))
+
+
+def draw_plain(pieces: list[tuple[int, str]]) -> str:
+    """One token a line, id, tab, piece: for cut, sort and uniq."""
+    from gptcli.render.safe import one_line
+
+    return "".join(f"{i}\t{one_line(piece)}\n" for i, piece in pieces)

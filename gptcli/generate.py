@@ -1,0 +1,229 @@
+"""Generation: a prompt in, one record for each token out. Everything long-running here is an iterator.
+
+prompt ── prepare ──> Prompt ── start ──> Start ── generate ──> Step, Step, Step ...
+         the tokens           the prompt computed once          one forward pass each
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gptcli.cache import Cache
+from gptcli.checkpoint import Checkpoint
+from gptcli.errors import GptcliError, UsageError
+from gptcli.memory import check_fits
+from gptcli.model import Tape
+from gptcli.records import Candidate, Chunk, Finish, Prompt, Step
+from gptcli.sample import candidates, choose, rng
+from gptcli.sampling import Sampling
+from gptcli.text_stream import TextStream
+
+Overflow = Literal["error", "truncate", "slide"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A computed prompt, from which any number of texts can begin."""
+
+    prompt: Prompt
+    cache: Cache
+    logits: Tensor  # of the last position, [V], float32
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    prompt: str | Sequence[int] = "",
+    *,
+    max_tokens: int = 128,
+    overflow: Overflow = "error",
+    bos: bool | None = None,
+) -> Prompt:
+    """The prompt as tokens, made to fit. An empty one becomes the model's own start token.
+
+    bos: None as the tokenizer does, True one start token, False none; ids are taken as they are. A prompt that leaves
+    no room for a token raises UsageError with the numbers, unless overflow says to drop its oldest tokens: then as many
+    go as leave room for max_tokens, but never more than half of the context, and a start token stays.
+    """
+    tokenizer, n_ctx = checkpoint.tokenizer, checkpoint.config.n_ctx
+    text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+    ids = tokenizer.encode(prompt, bos=bos) if isinstance(prompt, str) else list(prompt)
+    bad = next((i for i in ids if not 0 <= i < checkpoint.config.n_vocab), None)
+    if bad is not None:
+        raise UsageError(f"token id {bad} is outside the vocabulary of {checkpoint.config.n_vocab}")
+    if not ids:
+        if checkpoint.start_id is None:
+            raise UsageError(
+                "an empty prompt, and this model has no start token", hint="give it some text to go on from"
+            )
+        ids = [checkpoint.start_id]
+    n_dropped = 0
+    if len(ids) >= n_ctx and overflow == "error":
+        raise UsageError(
+            f"the prompt has {len(ids)} tokens and the model's context {n_ctx}: no room for an answer",
+            hint="shorten it, or drop its oldest tokens with --overflow truncate",
+        )
+    if overflow != "error":
+        room = n_ctx - min(max_tokens if max_tokens >= 0 else n_ctx, n_ctx // 2)
+        n_first = 1 if tokenizer.bos_id is not None and ids[0] == tokenizer.bos_id else 0
+        n_dropped = max(0, len(ids) - room)
+        ids = ids[:n_first] + ids[n_first + n_dropped :]
+    return Prompt(text=text, ids=tuple(ids), raws=tuple(tokenizer.raw(i) for i in ids), n_dropped=n_dropped)
+
+
+@torch.inference_mode()
+def start(checkpoint: Checkpoint, prompt: Prompt, *, max_tokens: int = 128, tape: Tape | None = None) -> Start:
+    """Computes the prompt, once for all samples. Raises OutOfMemory, before it allocates, if that would not fit."""
+    config, n = checkpoint.config, len(prompt.ids)
+    capacity = config.n_ctx if max_tokens < 0 else min(config.n_ctx, n + max_tokens)
+    need = config.kv_bytes(capacity, checkpoint.dtype.itemsize) + 4 * config.n_vocab
+    check_fits(need, checkpoint.device, what=f"the cache of {capacity} tokens and the scores")
+    cache = Cache(config, capacity, device=checkpoint.device, dtype=checkpoint.dtype)
+    return Start(prompt=prompt, cache=cache, logits=_next_logits(checkpoint, prompt.ids, cache, tape))
+
+
+def generate(
+    checkpoint: Checkpoint,
+    prompt: str | Sequence[int] | Prompt | Start = "",
+    *,
+    sampling: Sampling | None = None,
+    max_tokens: int = 128,
+    seed: int | None = None,
+    sample: int = 0,
+    stop: Sequence[str] = (),
+    ignore_eos: bool = False,
+    top: int = 0,
+    overflow: Overflow = "error",
+    tape: Tape | None = None,
+) -> Iterator[Step]:
+    """Yields one Step for each token, as soon as it is chosen; the last one says why it is the last (`finish`).
+
+    max_tokens: -1 for as many as the context holds. seed: None for a random one; sample i of seed s is sample 0 of
+    seed s + i. stop: texts that end the answer and are not part of it. top: how many candidates each step carries.
+    overflow: what happens when the context is full, "slide" goes on without the older half. Raises UsageError.
+    """
+    sampling = sampling or Sampling()
+    uniform = rng(secrets.randbits(32) if seed is None else seed, sample)
+    if not isinstance(prompt, (Prompt, Start)):
+        prompt = prepare(checkpoint, prompt, max_tokens=max_tokens, overflow=overflow)
+    shared = isinstance(prompt, Start)
+    begin = prompt if isinstance(prompt, Start) else start(checkpoint, prompt, max_tokens=max_tokens, tape=tape)
+    cache, logits = begin.cache.copy() if shared else begin.cache, begin.logits
+    strip = checkpoint.tokenizer.leading_space and not begin.prompt.text
+    stream = TextStream(stops=stop, strip_leading_space=strip)
+    ids, index, n_dropped = list(begin.prompt.ids), 0, 0
+    generated = list[int]()
+    while index < max_tokens or max_tokens < 0:
+        if index:
+            if len(ids) > cache.capacity:
+                ids, n_dropped = _slid(checkpoint, ids, cache.capacity)
+                cache.clear()
+            logits = _next_logits(checkpoint, ids, cache, tape)
+        choice = choose(logits, sampling, context=ids, generated=generated, uniform=uniform, size=checkpoint.n_tokens)
+        ids.append(choice.id)
+        generated.append(choice.id)
+        ended = choice.id in checkpoint.eos_ids and not ignore_eos
+        raw = b"" if ended else checkpoint.tokenizer.raw(choice.id)
+        chunks = stream.feed(index, raw)
+        finish: Finish | None = None
+        if ended:
+            finish = "eos"
+        elif stream.stopped:
+            finish = "stop"
+        elif index + 1 == max_tokens:
+            finish = "length"
+        elif len(ids) >= checkpoint.config.n_ctx and overflow != "slide":
+            finish = "context"
+        if finish:
+            chunks = _merged(chunks + stream.finish())
+            finish = "stop" if stream.stopped else finish
+        yield Step(
+            index=index,
+            id=choice.id,
+            raw=raw,
+            logprob=choice.logprob,
+            p=choice.p,
+            n_kept=choice.n_kept,
+            draw=choice.draw,
+            margin=choice.margin,
+            top=top_candidates(checkpoint, logits, top),
+            chunks=chunks,
+            finish=finish,
+            n_dropped=n_dropped,
+        )
+        if finish:
+            return
+        index, n_dropped = index + 1, 0
+
+
+def top_candidates(checkpoint: Checkpoint, logits: Tensor, n: int) -> tuple[Candidate, ...]:
+    """The n best next tokens by the model's own probabilities, best first. logits: [V]."""
+    found = candidates(logits, n, size=checkpoint.n_tokens) if n else []
+    return tuple(Candidate(id=i, raw=checkpoint.tokenizer.raw(i), logprob=logprob) for i, logprob in found)
+
+
+def _merged(chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
+    """Neighbouring chunks of one token become one."""
+    merged = list[Chunk]()
+    for chunk in chunks:
+        if merged and merged[-1].index == chunk.index:
+            merged[-1] = Chunk(index=chunk.index, text=merged[-1].text + chunk.text)
+        else:
+            merged.append(chunk)
+    return tuple(merged)
+
+
+def _slid(checkpoint: Checkpoint, ids: list[int], n_ctx: int) -> tuple[list[int], int]:
+    """The newer half of a full context, behind the start token if there is one, and how many tokens went."""
+    n_first = 1 if checkpoint.tokenizer.bos_id is not None and ids[0] == checkpoint.tokenizer.bos_id else 0
+    kept = ids[:n_first] + ids[len(ids) - n_ctx // 2 + n_first :]
+    return kept, len(ids) - len(kept)
+
+
+@torch.inference_mode()
+def _next_logits(checkpoint: Checkpoint, ids: Sequence[int], cache: Cache, tape: Tape | None) -> Tensor:
+    """Scores after the last of `ids`, of which the cache has seen the first. [V], float32, on the CPU, all finite."""
+    tokens = torch.tensor([list(ids)], device=checkpoint.device)
+    if cache.outgrown(len(ids)):  # exact, as if never cached; dynamic rotary scaling pays it at every token
+        cache.clear()
+    x = checkpoint.decoder.stream(tokens[:, cache.n_seen :], cache, tape)
+    logits = checkpoint.decoder.readout(x[:, -1:])[0, -1].to("cpu", torch.float32)
+    if not bool(logits.isfinite().all()):
+        raise GptcliError(
+            f"the scores after token {cache.n_seen} are not numbers: {_culprit(checkpoint, tokens)}",
+            hint="the weights are damaged, or too large for this dtype: try --dtype float32",
+        )
+    return logits
+
+
+class _FiniteTape:
+    """Remembers the first place of a pass that was not finite."""
+
+    def __init__(self) -> None:
+        self.first = ""
+
+    def _check(self, x: Tensor, place: str) -> Tensor:
+        if not self.first and not bool(x.isfinite().all()):
+            self.first = place
+        return x
+
+    def start(self, x: Tensor) -> Tensor:
+        return self._check(x, "the embedding")
+
+    def heads(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, z: Tensor) -> Tensor:
+        return self._check(z, f"the heads of layer {layer}")
+
+    def write(self, layer: int, part: Literal["attn", "mlp"], x: Tensor) -> Tensor:
+        return self._check(x, f"{'attention' if part == 'attn' else 'the MLP'} in layer {layer}")
+
+
+def _culprit(checkpoint: Checkpoint, tokens: Tensor) -> str:
+    """Where numbers were lost, found by running the same tokens once more under a tape."""
+    tape = _FiniteTape()
+    checkpoint.decoder.stream(tokens, None, tape)
+    return f"{tape.first} is the first that is not finite" if tape.first else "the final norm or the head lost them"

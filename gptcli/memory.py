@@ -1,0 +1,51 @@
+"""How much memory is free, asked before anything large is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptcli.errors import OutOfMemory
+
+if TYPE_CHECKING:
+    import torch
+
+
+def free_bytes() -> int | None:
+    """What the kernel and, inside a container, its limit would still give; None where neither says."""
+    found = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            found.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except (OSError, ValueError, IndexError):
+        pass
+    return min(found) if found else None
+
+
+def check_fits(need: int, device: torch.device | None = None, *, what: str) -> None:
+    """Raises OutOfMemory if `need` bytes are clearly more than is free on the device (None: the CPU)."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        free: int | None = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = free_bytes()
+    if free is not None and need > free:
+        raise OutOfMemory(
+            f"{what} need {human(need)} and {human(free)} of memory are free",
+            hint="try --dtype bfloat16, a shorter context (--max-tokens), or a smaller model",
+        )
+
+
+def human(n_bytes: int) -> str:
+    """Bytes with a unit a person reads: 269 MB, 9.7 GB (powers of 1000)."""
+    value = float(n_bytes)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if value >= 99.5 or unit == "bytes" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"

@@ -1,0 +1,263 @@
+"""The decoder: every GPT-type family runs on this one page.
+
+A text is a row of token ids. Each id becomes a vector; the vectors, one for each position, are the residual stream.
+Each block reads the stream and adds to it twice: attention moves information between positions, the MLP works on each
+position alone. The last vector is compared with the vector of every token, which gives one score each: the logits.
+
+    B batch     T new tokens   S tokens seen   C width (d_model)
+    H heads     K kv heads     D head dim      F mlp dim     V vocabulary     L layers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptcli.cache import Cache, Keys
+from gptcli.config import Config, Rope
+from gptcli.rope import angles, turn
+
+Angles = dict[Rope, tuple[Tensor, Tensor]]  # cos and sin of the positions in use, each [positions, dim]
+
+
+class Tape(Protocol):
+    """Watches a forward pass at its three places. What a place hands back is what is really used."""
+
+    def start(self, x: Tensor) -> Tensor:
+        """The stream before the first block, [B, T, C]."""
+
+    def heads(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, z: Tensor) -> Tensor:
+        """What the heads of a layer read and gather: q, z [B, H, T, D]; k, v [B, K, S, D]; mask as in `visible`."""
+
+    def write(self, layer: int, part: Literal["attn", "mlp"], x: Tensor) -> Tensor:
+        """What a layer's attention or MLP is about to add to the stream, [B, T, C]."""
+
+
+class Norm(nn.Module):
+    """LayerNorm, or RMSNorm without centring; statistics in float32 whatever the dtype."""
+
+    def __init__(self, config: Config, *shape: int, bias: bool | None = None) -> None:
+        super().__init__()
+        self.kind, self.eps = config.norm, config.norm_eps
+        self.weight = nn.Parameter(torch.ones(shape)) if config.norm_weight else None
+        self.bias = nn.Parameter(torch.zeros(shape)) if (config.norm_bias if bias is None else bias) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        w, b = self.weight, self.bias
+        if self.kind == "layer" and (w is None or w.ndim == 1):
+            return F.layer_norm(x, x.shape[-1:], w, b, self.eps)
+        if self.kind == "layer":
+            y = F.layer_norm(x.float(), x.shape[-1:], eps=self.eps)
+        elif x.dtype == torch.float32 and w is not None and w.ndim == 1:
+            return F.rms_norm(x, x.shape[-1:], w, self.eps)
+        else:
+            y = x.float()
+            y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        if w is not None:  # the dtype of the gain decides: Llama rounds before it multiplies, Gemma (float32) after
+            y = y.to(w.dtype) * w
+        return (y if b is None else y + b).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Each position looks back, decides how much of each earlier position it needs, and gathers that."""
+
+    def __init__(self, config: Config, index: int) -> None:
+        super().__init__()
+        self.config, self.layer, self.index = config, config.layers[index], index
+        C, H, K, D = config.d_model, config.n_head, config.n_kv_head, config.d_head
+        self.q = nn.Linear(C, H * D, bias=config.qkv_bias)
+        self.k = nn.Linear(C, K * D, bias=config.qkv_bias)
+        self.v = nn.Linear(C, K * D, bias=config.qkv_bias)
+        if config.qk_norm:
+            self.q_norm = Norm(config, *config.qk_norm_shape(H), bias=config.qk_norm_bias)
+            self.k_norm = Norm(config, *config.qk_norm_shape(K), bias=config.qk_norm_bias)
+        self.out = nn.Linear(H * D, C, bias=config.out_bias)
+
+    def forward(self, x: Tensor, turns: Angles, keys: Keys | None, tape: Tape | None) -> Tensor:
+        c, layer, (B, T, _) = self.config, self.layer, x.shape
+        q, k, v = self.q(x), self.k(x), self.v(x)  # [B, T, H*D], [B, T, K*D]
+        if c.clip_qkv:
+            q, k, v = (t.clamp(-c.clip_qkv, c.clip_qkv) for t in (q, k, v))
+        if c.qk_norm == "all_heads":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (t.view(B, T, -1, c.d_head) for t in (q, k, v))
+        if c.qk_norm in ("head", "each_head"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H, T, D], [B, K, T, D]
+        if layer.rope:
+            cos, sin = turns[layer.rope]
+            q, k = turn(q, cos, sin), turn(k, cos, sin)
+        if keys:
+            k, v = keys.append(k, v)  # [B, K, S, D]
+        mask = visible(T, k.shape[2], layer.window, x.device)
+        z = attend(q, k, v, mask, layer.scale, c.attn_softcap)  # [B, H, T, D]
+        if tape:
+            z = tape.heads(self.index, q, k, v, mask, z)
+        return self.out(z.transpose(1, 2).reshape(B, T, -1))
+
+
+def visible(T: int, S: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Which of the last S keys each of the last T queries sees, [T, S]; None where plain causal order says it all."""
+    if T == 1:  # the cache hands over only what is visible
+        return None if window is None or window >= S else torch.arange(S, device=device)[None] >= S - window
+    if T == S and (window is None or window >= S):
+        return None
+    distance = torch.arange(S - T, S, device=device)[:, None] - torch.arange(S, device=device)  # i - j
+    seen = distance >= 0
+    return seen if window is None else seen & (distance < window)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+    """softmax(scale q.k) v over the visible keys. q: [B, H, T, D]; k, v: [B, K, S, D], shared by H/K neighbours."""
+    T, S = q.shape[2], k.shape[2]
+    if softcap is None:
+        causal = mask is None and T > 1
+        return F.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        )
+    shared = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
+    scores = softcap * torch.tanh((q @ k.transpose(-1, -2)) * scale / softcap)  # [B, H, T, S]
+    if mask is None and T > 1:
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.float().softmax(-1).to(v.dtype) @ v
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+
+
+class MLP(nn.Module):
+    """Works on each position alone: widen, bend, narrow; gated ones multiply by a second, bent widening."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        C, F_ = config.d_model, config.d_ff
+        self.act = ACTIVATIONS[config.act]
+        self.gate = nn.Linear(C, F_, bias=config.mlp_bias) if config.gated else None
+        self.up = nn.Linear(C, F_, bias=config.mlp_bias)
+        self.down = nn.Linear(F_, C, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = self.up(x)  # [B, T, F]
+        return self.down(self.act(self.gate(x)) * up if self.gate else self.act(up))
+
+
+class Block(nn.Module):
+    """One decoder layer: two reads of the stream and two writes to it."""
+
+    def __init__(self, config: Config, index: int) -> None:
+        super().__init__()
+        self.config, self.index = config, index
+        norm = {name: Norm(config, config.d_model) for name in config.norms}
+        self.attn_norm, self.attn_out_norm = norm.get("attn_norm"), norm.get("attn_out_norm")
+        self.mlp_norm, self.mlp_out_norm = norm.get("mlp_norm"), norm.get("mlp_out_norm")
+        self.attn, self.mlp = Attention(config, index), MLP(config)
+
+    def forward(self, x: Tensor, turns: Angles, keys: Keys | None, tape: Tape | None) -> Tensor:
+        c, attn_norm, mlp_norm = self.config, self.attn_norm, self.mlp_norm
+        if c.post_norm and attn_norm and mlp_norm:  # the norm takes the sum
+            x = attn_norm(x + self._write("attn", self.attn(x, turns, keys, tape), None, tape))
+            return mlp_norm(x + self._write("mlp", self.mlp(x), None, tape))
+        read = attn_norm(x) if attn_norm else x
+        attn = self._write("attn", self.attn(read, turns, keys, tape), self.attn_out_norm, tape)
+        if c.parallel:
+            read = mlp_norm(x) if mlp_norm else read
+            return x + attn + self._write("mlp", self.mlp(read), self.mlp_out_norm, tape)
+        x = x + attn
+        read = mlp_norm(x) if mlp_norm else x
+        return x + self._write("mlp", self.mlp(read), self.mlp_out_norm, tape)
+
+    def _write(self, part: Literal["attn", "mlp"], x: Tensor, norm: Norm | None, tape: Tape | None) -> Tensor:
+        """What is really added: after the norm on the output and the residual multiplier, where a family has them."""
+        if norm:
+            x = norm(x)
+        if self.config.residual_scale != 1.0:
+            x = x * self.config.residual_scale
+        return tape.write(self.index, part, x) if tape else x
+
+
+class Decoder(nn.Module):
+    """Token ids in, scores for the next token out."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.ropes = {layer.rope for layer in config.layers if layer.rope}
+        self.embed = nn.Embedding(config.n_vocab, config.d_vocab)
+        self.pos_embed = nn.Embedding(config.n_ctx, config.d_model) if config.learned_positions else None
+        self.embed_in = nn.Linear(config.d_vocab, config.d_model, bias=False) if config.d_embed else None
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
+        self.final_norm = Norm(config, config.d_model) if config.final_norm else None
+        self.embed_out = nn.Linear(config.d_model, config.d_vocab, bias=False) if config.d_embed else None
+        self.head = Head(config)
+
+    def forward(self, ids: Tensor, cache: Cache | None = None, tape: Tape | None = None) -> Tensor:
+        """Logits for every position, [B, T, V]. ids: [B, T], int64; with a cache they follow what it has seen."""
+        return self.readout(self.stream(ids, cache, tape))
+
+    def stream(self, ids: Tensor, cache: Cache | None = None, tape: Tape | None = None) -> Tensor:
+        """The residual stream after the last block, before the final norm. [B, T] -> [B, T, C].
+
+        Raises ValueError for more tokens than the cache was made for, or when it has outgrown its frequencies.
+        """
+        c, T = self.config, ids.shape[1]
+        start = cache.n_seen if cache else 0
+        if cache and (start + T > cache.capacity or cache.outgrown(start + T)):
+            raise ValueError(f"a cache for {cache.capacity} tokens that has seen {start} cannot take {T} more")
+        x = self.embed(ids)
+        if c.embed_scale != 1.0:
+            x = x * torch.tensor(c.embed_scale, dtype=x.dtype, device=x.device)
+        if self.embed_in:
+            x = self.embed_in(x)
+        if self.pos_embed:
+            x = x + self.pos_embed.weight[start : start + T]
+        if tape:
+            x = tape.start(x)
+        turns = {rope: self._angles(rope, start, start + T, cache, x) for rope in self.ropes}
+        for i, block in enumerate(self.blocks):
+            x = block(x, turns, cache.layers[i] if cache else None, tape)
+        if cache:
+            cache.n_seen += T
+        return x
+
+    def readout(self, x: Tensor) -> Tensor:
+        """Vectors of the stream to scores: final norm, head, scale and cap. [..., C] -> [..., V]."""
+        c = self.config
+        if self.final_norm:
+            x = self.final_norm(x)
+        if self.embed_out:
+            x = self.embed_out(x)
+        logits = F.linear(x, self.embed.weight if self.head.weight is None else self.head.weight, self.head.bias)
+        if c.logit_scale != 1.0:
+            logits = logits * c.logit_scale
+        return logits if c.final_softcap is None else c.final_softcap * torch.tanh(logits / c.final_softcap)
+
+    def _angles(self, rope: Rope, start: int, stop: int, cache: Cache | None, x: Tensor) -> tuple[Tensor, Tensor]:
+        regime = rope.regime(stop)
+        if cache is None:
+            return angles(rope, stop, regime, x.device, x.dtype)
+        if (rope, regime) not in cache.angles:
+            cache.angles[rope, regime] = angles(rope, cache.capacity, regime, x.device, x.dtype)
+        cos, sin = cache.angles[rope, regime]
+        return cos[start:stop], sin[start:stop]
+
+
+class Head(nn.Module):
+    """The scores' own matrix, if the embedding does not serve for it too, and their bias, if there is one."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.weight = None if config.tied else nn.Parameter(torch.empty(config.n_vocab, config.d_vocab))
+        self.bias = nn.Parameter(torch.zeros(config.n_vocab)) if config.head_bias else None

@@ -1,0 +1,102 @@
+"""What crosses from the world of tensors to the world of the terminal: plain frozen dataclasses, no torch, no rich."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Finish = Literal["eos", "stop", "length", "context"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One possible next token and what the model itself gave it, before temperature and filters."""
+
+    id: int
+    raw: bytes  # the bytes it stands for; may be half a character
+    logprob: float  # natural logarithm
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """Text that became certain, and the generated token (counted from 0) it belongs to."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """The tokens a generation starts from, as the model really sees them."""
+
+    text: str
+    ids: tuple[int, ...]
+    raws: tuple[bytes, ...]  # the bytes of each id; b"" for special tokens
+    n_dropped: int = 0  # oldest tokens left out because the context was too small
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One generated token.
+
+    `chunks` is the text that this token made certain: none while a character or a possible stop string is still
+    open, several when one closes. `logprob` is the model's own, natural, before temperature and filters; `p` is the
+    probability the token was really drawn with, after them.
+    """
+
+    index: int
+    id: int
+    raw: bytes
+    logprob: float
+    p: float
+    n_kept: int  # how many tokens the filters left to draw from
+    draw: float | None  # the uniform number in [0, 1) that chose; None when greedy
+    margin: float  # logit of the best token minus that of the second best
+    top: tuple[Candidate, ...] = ()
+    chunks: tuple[Chunk, ...] = ()
+    finish: Finish | None = None
+    n_dropped: int = 0  # tokens that left a sliding context just before this step
+
+    @property
+    def text(self) -> str:
+        """The text this step made certain."""
+        return "".join(chunk.text for chunk in self.chunks)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tensor:
+    """One stored tensor: its name in the file, and what the decoder calls it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    n_bytes: int
+    fills: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """What a checkpoint is, read off its headers."""
+
+    name: str
+    folder: str
+    family: str
+    models: str  # well-known members of the family
+    n_params: int
+    budget: tuple[tuple[str, int], ...]  # part of the decoder, its parameters
+    dtype: str
+    n_layer: int
+    d_model: int
+    n_head: int
+    n_kv_head: int
+    d_head: int
+    d_ff: int
+    n_vocab: int
+    n_ctx: int
+    traits: tuple[tuple[str, str], ...]  # what the decoder does, in words
+    n_context: int  # the context that the memory below is for, in tokens
+    weight_bytes: int
+    cache_bytes: int
+    files: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+    notes: tuple[str, ...]

@@ -1,0 +1,27 @@
+"""Strings that we did not write, made harmless: a vocabulary, a file name, a message can hold any byte, ESC too."""
+
+from __future__ import annotations
+
+import re
+
+# C0 but newline and tab, DEL, C1; line and paragraph separators; soft hyphen, zero-width and bidi controls, BOM, tags;
+# lone surrogates (which is how undecodable bytes of a file name arrive).
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\xad\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
+)
+
+
+def safe(text: str) -> str:
+    """The text with everything that could steer a terminal written out: ESC becomes \\x1b, U+202E becomes \\u202e."""
+    return _UNSAFE.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def one_line(text: str) -> str:
+    """The same for a message: on one line."""
+    return safe(text).replace("\n", "\\n").replace("\t", "\\t")

@@ -1,0 +1,76 @@
+"""The colours: those of Jay Alammar's article for prompt and answer, a colour-blind-safe scale for probabilities."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.style import Style
+
+PROMPT = "#ddf2cf"
+ANSWER = "#f5c3d3"
+LABEL = "#8d95d7"
+INK = "#2b2b2b"
+
+# cividis (Nunez, Anderton, Renslow 2018), ten steps: readable with any colour vision, and in grey
+SCALE = (
+    "#00204d", "#00336f", "#39486b", "#575c6d", "#707173", "#8a8779", "#a69d75", "#c4b56c", "#e4cf5b", "#ffea46",
+)  # fmt: skip
+
+
+def wants_colour(choice: str, *, terminal: bool) -> bool:
+    """--color beats NO_COLOR and CLICOLOR beats nothing: always, never, or auto by the terminal and the environment."""
+    if choice in ("always", "never"):
+        return choice == "always"
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or os.environ.get("CLICOLOR") == "0":
+        return False
+    return terminal or os.environ.get("FORCE_COLOR", "0") not in ("", "0")
+
+
+def console(*, colour: bool, width: int | None = None) -> Console:
+    """A rich console on standard output that obeys our decision about colour; pipes get 100 columns."""
+    from rich.console import Console
+
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    return Console(
+        file=sys.stdout,
+        force_terminal=colour,
+        color_system=colour_system() if colour else None,  # type: ignore[arg-type]  # one of rich's literals
+        no_color=not colour,
+        width=width or (None if terminal or "COLUMNS" in os.environ else 100),
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=False,
+    )
+
+
+def colour_system() -> str:
+    """What the terminal can show; where nobody says, as in a forced pipe, 24-bit colour."""
+    term, depth = os.environ.get("TERM", ""), os.environ.get("COLORTERM", "").strip().lower()
+    if depth in ("truecolor", "24bit") or not term:
+        return "truecolor"
+    return "256" if "256color" in term or "kitty" in term else "standard" if sys.stdout.isatty() else "truecolor"
+
+
+def step(p: float) -> int:
+    """Which step of SCALE shows probability p."""
+    return min(len(SCALE) - 1, max(0, int(p * len(SCALE))))
+
+
+def shade(p: float) -> Style:
+    """Background by probability, with ink that can be read on it."""
+    from rich.style import Style
+
+    return Style(bgcolor=SCALE[step(p)], color="#ffffff" if step(p) < 5 else "#000000")
+
+
+def drawn(renderable: object, *, colour: bool, width: int | None = None) -> str:
+    """A renderable as text: with colours for people, without for pipes; no line is padded to the right."""
+    view = console(colour=colour, width=width)
+    with view.capture() as capture:
+        view.print(renderable)
+    return "".join(line.rstrip(" ") + "\n" for line in capture.get().splitlines())
