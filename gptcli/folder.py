@@ -5,12 +5,13 @@ Only the standard library, so that looking at a model costs nothing.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -222,8 +223,9 @@ def parse_json(data: bytes, where: str) -> Any:
         raise BadCheckpoint(f"{where} is empty")
     hooks: dict[str, Any] = {"object_pairs_hook": _unique, "parse_constant": _no_constant}
     try:
-        value = json.loads(text, parse_int=_bounded_int, parse_float=_finite, **hooks)
-        _check_depth(text)
+        with _no_garbage_collection():
+            value = json.loads(text, parse_int=_bounded_int, parse_float=_finite, **hooks)
+        _check_depth(value)
     except json.JSONDecodeError as error:
         raise BadCheckpoint(f"{where} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
     except RecursionError:
@@ -233,16 +235,17 @@ def parse_json(data: bytes, where: str) -> Any:
     return value
 
 
-def _check_depth(text: str) -> None:
-    """Raises RecursionError beyond DEEPEST; strings are skipped, they may hold any bracket."""
-    if max(text.count("["), text.count("{")) <= DEEPEST:
-        return
-    depth = 0
-    for bracket in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text, re.DOTALL):
-        mark = bracket[0]
-        depth += (mark in "[{") - (mark in "]}") if len(mark) == 1 else 0
+def _check_depth(value: Any) -> None:
+    """Raises RecursionError beyond DEEPEST, one level of the value at a time."""
+    level, depth = [value], 0
+    while level := [child for v in level for child in _inside(v) if type(child) in (dict, list)]:
+        depth += 1
         if depth > DEEPEST:
             raise RecursionError
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if type(value) is dict else value if type(value) is list else ()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -252,6 +255,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {twice[:80]!r} is there twice")
     return found
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Half the time of parsing a large vocabulary would go into looking for cycles, which JSON cannot have."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _no_constant(name: str) -> NoReturn:
