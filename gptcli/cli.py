@@ -4,42 +4,47 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
-from gptcli.commands.families import families
-from gptcli.commands.generate import generate
-from gptcli.commands.info import info
-from gptcli.commands.tokenize import tokenize
 from gptcli.errors import GptcliError
 from gptcli.render.output import ClosedPipe, say, silence
 from gptcli.render.safe import one_line
 
-COMMANDS = (generate, tokenize, info, families)
-HIDDEN = {"inspect": info}  # other tools' names for the same
+COMMANDS = ("generate", "tokenize", "info", "families")  # each a function of its own name in gptcli.commands
+HIDDEN = {"inspect": "info"}  # other tools' names for the same
 OF_THE_PROGRAM = ("--help", "-h", "--version", "--install-completion", "--show-completion")
 
-app = typer.Typer(
-    help="Generate text with any GPT-type checkpoint, and see how.\n\n`gptcli TEXT` means `gptcli generate TEXT`.",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for command in COMMANDS:
-    app.command()(command)
-for name, command in HIDDEN.items():
-    app.command(name, hidden=True)(command)
+
+def program(name: str | None = None) -> typer.Typer:
+    """The whole program, or as much of it as one command needs: importing the others takes time that a person sees."""
+    app = typer.Typer(
+        help="Generate text with any GPT-type checkpoint, and see how.\n\n`gptcli TEXT` means `gptcli generate TEXT`.",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_program)
+    for command in (name,) if name in COMMANDS else (*COMMANDS, *HIDDEN):
+        function = HIDDEN.get(command, command)
+        module = import_module(f"gptcli.commands.{function}")
+        app.command(command, hidden=command in HIDDEN)(getattr(module, function))
+    return app
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError
+        from importlib.metadata import version as installed
 
-        typer.echo(f"gptcli {version('gptcli')}")
+        try:
+            typer.echo(f"gptcli {installed('gptcli')}")
+        except PackageNotFoundError:  # run from a checkout
+            typer.echo("gptcli, not installed")
         raise typer.Exit
 
 
-@app.callback()
 def _program(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
@@ -50,11 +55,10 @@ def _program(
 
 def with_default(arguments: list[str]) -> list[str]:
     """`gptcli "text"`, `gptcli -m DIR` and `echo text | gptcli` are short for `gptcli generate ...`."""
-    names = {command.__name__ for command in COMMANDS} | HIDDEN.keys()
     if not arguments:
         piped = sys.stdin is not None and not sys.stdin.isatty() and "_GPTCLI_COMPLETE" not in os.environ
         return ["generate"] if piped else ["--help"]
-    return arguments if arguments[0] in names or arguments[0] in OF_THE_PROGRAM else ["generate", *arguments]
+    return arguments if arguments[0] in (*COMMANDS, *HIDDEN, *OF_THE_PROGRAM) else ["generate", *arguments]
 
 
 def main() -> None:
@@ -65,7 +69,9 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Runs one command line and returns its exit code; errors become one line on standard error."""
     try:
-        return int(app(with_default(arguments), prog_name="gptcli", standalone_mode=False) or 0)
+        arguments = with_default(arguments)
+        app = program(None if "_GPTCLI_COMPLETE" in os.environ else arguments[0])
+        return int(app(arguments, prog_name="gptcli", standalone_mode=False) or 0)
     except GptcliError as error:
         return _report(error, error.message, error.hint, error.exit_code)
     except _UsageProblem as error:

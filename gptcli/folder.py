@@ -23,7 +23,7 @@ from gptcli.errors import BadCheckpoint, GptcliError, NotFound, Unsupported
 CONFIG_LIMIT = 16 << 20  # bytes of a config-like file
 HEADER_LIMIT = 25 << 20  # bytes; legal headers of 67 MB exist that take 2 GB and 8 s to read
 MOST_TENSORS = 100_000
-DEEPEST = 100  # brackets within brackets
+DEEPEST = 100  # brackets within brackets, where values are walked; json itself stops at about 1,000
 BITS = {  # of one element; sub-byte kinds are left out and so refused by name
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -223,9 +223,10 @@ def parse_json(data: bytes, where: str) -> Any:
         raise BadCheckpoint(f"{where} is empty")
     hooks: dict[str, Any] = {"object_pairs_hook": _unique, "parse_constant": _no_constant}
     try:
-        with _no_garbage_collection():
+        with no_garbage_collection():
             value = json.loads(text, parse_int=_bounded_int, parse_float=_finite, **hooks)
-        _check_depth(value)
+        if len(data) <= CONFIG_LIMIT // 16:  # larger ones are vocabularies and headers, which nobody walks
+            _check_depth(value)
     except json.JSONDecodeError as error:
         raise BadCheckpoint(f"{where} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
     except RecursionError:
@@ -258,8 +259,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Half the time of parsing a large vocabulary would go into looking for cycles, which JSON cannot have."""
+def no_garbage_collection() -> Iterator[None]:
+    """Half the time of reading a large vocabulary would go into looking for cycles, which it cannot have."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import BadCheckpoint, GptcliError, Unsupported, UsageError
-from gptcli.folder import read_object
+from gptcli.folder import no_garbage_collection, read_object
 
 _FILE_LIMIT = 128 << 20  # bytes; gemma's tokenizer.json has 33 MB
 _CONFIG_LIMIT = 16 << 20
@@ -75,9 +75,10 @@ class Tokenizer:
         """From tokenizer.json, else vocab.json and merges.txt; `n_vocab` is the number of rows of the embedding."""
         path = folder / "tokenizer.json"
         names = _names(folder)
-        if path.exists():
-            return cls(read_object(path, limit=_FILE_LIMIT), names, n_vocab=n_vocab, where=path.name)
-        return cls(_assemble(folder, names), names, n_vocab=n_vocab, where="vocab.json")
+        with no_garbage_collection():
+            if path.exists():
+                return cls(read_object(path, limit=_FILE_LIMIT), names, n_vocab=n_vocab, where=path.name)
+            return cls(_assemble(folder, names), names, n_vocab=n_vocab, where="vocab.json")
 
     def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
         """Ids of a text. `bos`: None as the tokenizer itself does, True one start token, False none; never two.
@@ -266,10 +267,11 @@ def _model(data: dict[str, Any], where: str) -> dict[str, Any]:
     vocab, merges = model.get("vocab"), model.get("merges")
     if not (isinstance(vocab, dict) and vocab and isinstance(merges, list)):
         raise BadCheckpoint(f"{where}: the model has no vocab or no merges")
-    pairs = [tuple(x.split(" ") if isinstance(x, str) else x) if isinstance(x, (str, list)) else () for x in merges]
+    pairs = [x.split(" ") if type(x) is str else x for x in merges]
     for at, pair in enumerate(pairs):
-        if len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
+        if type(pair) is not list or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
             raise BadCheckpoint(f"{where}: merge {at} is no pair of pieces: {str(merges[at])[:60]!r}")
+    pairs = [(left, right) for left, right in pairs]
     kept = {key: model.get(key) for key in ("unk_token", "fuse_unk", "byte_fallback", "ignore_merges")}
     return {"vocab": vocab, "merges": pairs} | {key: value for key, value in kept.items() if value is not None}
 

@@ -9,7 +9,6 @@ import typer
 
 from gptcli.commands import options as o
 from gptcli.errors import UsageError
-from gptcli.families import FAMILIES, REFUSED
 from gptcli.render import theme
 from gptcli.render.output import Output
 from gptcli.settings import settle
@@ -23,6 +22,8 @@ def families(
     color: o.Color = None,
 ) -> None:
     """List the families of decoders that run here, and how each spells its tensors: a Rosetta stone."""
+    from gptcli.families import FAMILIES, REFUSED
+
     output = Output()
     settings = settle({"color": color})
     if name is not None and name not in FAMILIES:

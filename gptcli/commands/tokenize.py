@@ -45,12 +45,15 @@ def tokenize(
         tokens = [{"id": i, "piece": tokenizer.piece(i), "bytes": list(tokenizer.raw(i))} for i in found]
         output.line(json.dumps({"text": whole, "ids": found, "tokens": tokens}, ensure_ascii=False))
         return
-    from gptcli.render.pieces import draw
-
     pieces = [(i, show(tokenizer.raw(i)) if not tokenizer.is_special(i) else tokenizer.piece(i) or "") for i in found]
     special = [tokenizer.is_special(i) for i in found]
     coloured = theme.wants_colour(settings["color"].value, terminal=output.is_terminal)
-    output.write(theme.drawn(draw(pieces, special), colour=coloured) if coloured else draw_plain(pieces))
+    if not coloured:
+        output.write(draw_plain(pieces))
+        return
+    from gptcli.render.pieces import draw
+
+    output.write(theme.drawn(draw(pieces, special), colour=True))
 
 
 def draw_plain(pieces: list[tuple[int, str]]) -> str:
