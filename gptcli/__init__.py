@@ -1,0 +1,93 @@
+"""gptcli: generate text with any GPT-type checkpoint, and see how each token moves through the layer stack.
+
+    from gptcli import Sampling, generate, load
+
+    checkpoint = load("path/to/model")
+    for step in generate(checkpoint, "Once upon a time", sampling=Sampling(temperature=0), max_tokens=64):
+        print(step.text, end="", flush=True)
+
+Names are imported when they are first used, so that a program which only looks at checkpoints never imports torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gptcli.checkpoint import Checkpoint, load, save
+    from gptcli.config import Config, Layer, Rope
+    from gptcli.describe import card
+    from gptcli.errors import (
+        BadCheckpoint,
+        CheckFailed,
+        GptcliError,
+        NotFound,
+        OutOfMemory,
+        Unsupported,
+        UsageError,
+    )
+    from gptcli.families import FAMILIES
+    from gptcli.generation import generate, prepare, start
+    from gptcli.layout import Layout, look
+    from gptcli.model import Decoder, Tape
+    from gptcli.records import Candidate, Card, Chunk, Prompt, Step
+    from gptcli.sampling import Sampling
+    from gptcli.tokens import Tokenizer
+
+_HOME = {
+    "card": "describe",
+    **dict.fromkeys(("Checkpoint", "load", "save"), "checkpoint"),
+    **dict.fromkeys(("Config", "Layer", "Rope"), "config"),
+    **dict.fromkeys(("BadCheckpoint", "CheckFailed", "GptcliError", "NotFound", "OutOfMemory"), "errors"),
+    **dict.fromkeys(("Unsupported", "UsageError"), "errors"),
+    "FAMILIES": "families",
+    **dict.fromkeys(("generate", "prepare", "start"), "generation"),
+    **dict.fromkeys(("Layout", "look"), "layout"),
+    **dict.fromkeys(("Decoder", "Tape"), "model"),
+    **dict.fromkeys(("Candidate", "Card", "Chunk", "Prompt", "Step"), "records"),
+    "Sampling": "sampling",
+    "Tokenizer": "tokens",
+}
+
+__all__ = [
+    "FAMILIES",
+    "BadCheckpoint",
+    "Candidate",
+    "Card",
+    "CheckFailed",
+    "Checkpoint",
+    "Chunk",
+    "Config",
+    "Decoder",
+    "GptcliError",
+    "Layer",
+    "Layout",
+    "NotFound",
+    "OutOfMemory",
+    "Prompt",
+    "Rope",
+    "Sampling",
+    "Step",
+    "Tape",
+    "Tokenizer",
+    "Unsupported",
+    "UsageError",
+    "card",
+    "generate",
+    "load",
+    "look",
+    "prepare",
+    "save",
+    "start",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gptcli' has no attribute {name!r}")
+    return getattr(import_module(f"gptcli.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

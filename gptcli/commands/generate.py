@@ -153,7 +153,7 @@ class _Run:
 
     def samples(self) -> Iterable[tuple[int, Iterable[Step]]]:
         """The samples, each a stream of steps; the prompt is computed once for all."""
-        from gptcli.generate import generate, start
+        from gptcli.generation import generate, start
 
         value = {key: setting.value for key, setting in self.settings.items()}
         n, prompt = value["num_samples"], self.prepared()
@@ -175,7 +175,7 @@ class _Run:
 
     def prepared(self) -> Prompt:
         """The prompt's tokens, made to fit."""
-        from gptcli.generate import prepare
+        from gptcli.generation import prepare
 
         value = {key: setting.value for key, setting in self.settings.items()}
         if self.prompt is None:

@@ -28,7 +28,7 @@ def info(
     allow_config: o.AllowConfig = None,
 ) -> None:
     """Say what a checkpoint is: family, shapes, parameters, the memory it will need; or why it is not supported."""
-    from gptcli.card import card
+    from gptcli.describe import card
     from gptcli.layout import look
     from gptcli.model_choice import chosen_model
 
