@@ -162,8 +162,9 @@ class Block(nn.Module):
         self.config, self.index = config, index
         norm = {name: Norm(config, config.d_model) for name in config.norms}
         self.attn_norm, self.attn_out_norm = norm.get("attn_norm"), norm.get("attn_out_norm")
+        self.attn = Attention(config, index)
         self.mlp_norm, self.mlp_out_norm = norm.get("mlp_norm"), norm.get("mlp_out_norm")
-        self.attn, self.mlp = Attention(config, index), MLP(config)
+        self.mlp = MLP(config)
 
     def forward(self, x: Tensor, turns: Angles, keys: Keys | None, tape: Tape | None) -> Tensor:
         c, attn_norm, mlp_norm = self.config, self.attn_norm, self.mlp_norm

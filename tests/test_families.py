@@ -1,0 +1,168 @@
+"""Every family against transformers, weight for weight and number for number."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from zoo import N_CTX, ZOO, Kind, built, their_logits
+
+from gptcli import FAMILIES, Checkpoint, Sampling, generate, load, look, save
+from gptcli.cache import Cache
+from gptcli.families import REFUSED
+from gptcli.layout import read_config
+
+IDS = [int(i) for i in torch.randint(1, 260, (30,), generator=torch.Generator().manual_seed(7))]
+every_kind = pytest.mark.parametrize("kind", ZOO, ids=str)
+
+
+@pytest.fixture
+def theirs(kind: Kind, zoo_root: Path) -> Any:
+    return built(kind.name, zoo_root)[1]
+
+
+@pytest.fixture
+def ours(kind: Kind, zoo_root: Path) -> Checkpoint:
+    return load(str(built(kind.name, zoo_root)[0]))
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest difference in units of the largest logit."""
+    return float((a - b).abs().max() / b.abs().max())
+
+
+@torch.inference_mode()
+def cached_logits(checkpoint: Checkpoint, ids: list[int], first: int) -> torch.Tensor:
+    """`first` tokens at once, then the others one by one, [T, V]."""
+    cache = Cache(checkpoint.config, N_CTX, dtype=checkpoint.dtype)
+    rows = [checkpoint.decoder(torch.tensor([ids[:first]]), cache)[0]]
+    for i, id in enumerate(ids[first:], first):
+        if cache.outgrown(i + 1):
+            cache.clear()
+            rows.append(checkpoint.decoder(torch.tensor([ids[: i + 1]]), cache)[0, -1:])
+        else:
+            rows.append(checkpoint.decoder(torch.tensor([[id]]), cache)[0])
+    return torch.cat(rows)
+
+
+def test_the_zoo_has_every_family() -> None:
+    assert {kind.family for kind in ZOO} == FAMILIES.keys()
+
+
+@every_kind
+@pytest.mark.parametrize("n", [5, 12, 30])
+def test_logits_equal_the_reference(kind: Kind, theirs: Any, ours: Checkpoint, n: int) -> None:
+    with torch.inference_mode():
+        logits = ours.decoder(torch.tensor([IDS[:n]]))[0]
+    assert distance(logits, their_logits(kind, theirs, IDS[:n])) <= 1e-5
+
+
+@every_kind
+@pytest.mark.parametrize("first", [1, 11])
+def test_cached_decoding_equals_computing_the_whole_text_anew(
+    kind: Kind, theirs: Any, ours: Checkpoint, first: int
+) -> None:
+    logits = cached_logits(ours, IDS, first)
+    for n in (first, 12, 17, 30):  # the row of a token as it was when it was the last one
+        assert distance(logits[n - 1], their_logits(kind, theirs, IDS[:n])[-1]) <= 1e-5
+
+
+@every_kind
+def test_32_greedy_tokens_equal_the_reference(kind: Kind, theirs: Any, ours: Checkpoint) -> None:
+    steps = generate(ours, IDS[:8], sampling=Sampling(temperature=0), max_tokens=32, ignore_eos=True)
+    found, text = [step.id for step in steps], IDS[:8]
+    for id in found:
+        row = their_logits(kind, theirs, text)[-1]
+        assert id == int(row.argmax()), f"token {len(text) - 8}"
+        text = [*text, id]
+    assert len(found) == 32
+
+
+@every_kind
+def test_batches_equal_single_texts(kind: Kind, ours: Checkpoint) -> None:
+    texts = torch.tensor([IDS[:14], IDS[14:28], IDS[8:22]])
+    with torch.inference_mode():
+        together = ours.decoder(texts)
+        for row, text in zip(together, texts, strict=True):
+            assert distance(row, ours.decoder(text[None])[0]) <= 1e-5
+
+
+@every_kind
+def test_shapes_are_counted_without_torch_as_the_decoder_has_them(kind: Kind, ours: Checkpoint) -> None:
+    parameters = {name: tuple(p.shape) for name, p in ours.decoder.named_parameters()}
+    assert list(ours.config.shapes().items()) == list(parameters.items())
+    assert ours.config.n_params() == sum(p.numel() for p in ours.decoder.parameters())
+
+
+@every_kind
+def test_saved_files_are_the_reference_s_own(kind: Kind, theirs: Any, ours: Checkpoint, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    save(ours, tmp_path / "saved")
+    model, told = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "saved", attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.dtype == torch.float32
+    expected = their_logits(kind, theirs, IDS[:12])
+    assert distance(their_logits(kind, model.eval(), IDS[:12]), expected) <= 1e-6
+    again = load(str(tmp_path / "saved"))
+    assert again.config == ours.config
+    for (name, a), (_, b) in zip(ours.decoder.named_parameters(), again.decoder.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+class Watcher:
+    """A tape that looks and changes nothing."""
+
+    def __init__(self) -> None:
+        self.places = list[str]()
+
+    def start(self, x: torch.Tensor) -> torch.Tensor:
+        self.places.append("start")
+        return x
+
+    def heads(self, layer: int, q: Any, k: Any, v: Any, mask: Any, z: torch.Tensor) -> torch.Tensor:
+        self.places.append(f"{layer}.heads")
+        return z
+
+    def write(self, layer: int, part: str, x: torch.Tensor) -> torch.Tensor:
+        self.places.append(f"{layer}.{part}")
+        return x
+
+
+@every_kind
+def test_watching_changes_nothing(kind: Kind, ours: Checkpoint) -> None:
+    watcher, ids = Watcher(), torch.tensor([IDS[:20]])
+    with torch.inference_mode():
+        assert torch.equal(ours.decoder(ids, tape=watcher), ours.decoder(ids))
+    assert watcher.places == [
+        "start", *(f"{i}.{place}" for i in range(ours.config.n_layer) for place in ("heads", "attn", "mlp"))
+    ]  # fmt: skip
+
+
+@every_kind
+def test_info_names_the_family_and_counts_as_the_reference(kind: Kind, theirs: Any, zoo_root: Path) -> None:
+    layout = look(str(built(kind.name, zoo_root)[0]))
+    assert layout.family == kind.family
+    unread = 2 * 32 if kind.family == "opt" else 0  # the two rows of its positions that nothing ever reads
+    assert layout.config.n_params() == theirs.num_parameters() - unread
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_reference_s_default_config_is_understood(family: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    values = AutoConfig.for_model(family).to_dict()
+    if family == "ministral":
+        values["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}  # its class leaves out the base
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert read_config(tmp_path / "config.json")[0] == family
+
+
+def test_refused_families_are_none_of_the_supported() -> None:
+    assert not REFUSED.keys() & FAMILIES.keys()
+    assert all(REFUSED.values())
