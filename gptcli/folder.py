@@ -122,8 +122,9 @@ def _refuse_format(path: Path) -> NoReturn:
 
 def _refuse_magic(head: bytes, path: Path) -> None:
     """Files that are something else, whatever their name says."""
-    # six zeros more would make \x80\x02 the length of a small, legal header
-    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")) and head[2:8] != bytes(6):
+    if 8 <= int.from_bytes(head, "little") <= HEADER_LIMIT and len(head) == 8:  # the length of a legal header:
+        return  # its first byte may look like anything
+    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         raise Unsupported(f"{path.name} is a pickle, which can run code when it is opened: not read", hint=_CONVERT)
     if head.startswith(b"GGUF"):
         raise Unsupported(f"{path.name} is a GGUF file, not safetensors", hint=_CONVERT)
