@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from gptcli.config import Config
 from gptcli.families import FAMILIES
 from gptcli.layout import FLOATS, Layout
@@ -18,7 +20,7 @@ def card(layout: Layout, *, n_context: int | None = None) -> Card:
     )  # fmt: skip
     context = min(n_context or c.n_ctx, c.n_ctx)
     return Card(
-        name=layout.source.name,
+        name=layout.source.folder.resolve().name if Path(layout.source.name).exists() else layout.source.name,
         folder=str(layout.source.folder),
         family=layout.family,
         models=FAMILIES[layout.family].models,

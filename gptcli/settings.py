@@ -80,7 +80,7 @@ def load_config(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     path = config_path(environ)
     try:
         table = tomllib.loads(path.read_bytes().decode())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if environ.get("GPTCLI_CONFIG"):
             raise NotFound(f"no config file {path}", hint="GPTCLI_CONFIG names it; correct or unset it") from None
         return {}

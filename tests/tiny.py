@@ -60,7 +60,7 @@ def gpt2_tensors(config: dict[str, Any] = CONFIG, seed: int = 0) -> dict[str, to
     """Random weights in GPT-2's spelling, as the hub has it: no prefix, matrices lying on their side."""
     g = torch.Generator().manual_seed(seed)
     d, tensors = config["n_embd"], {}
-    tensors["wte.weight"] = torch.randn(config["vocab_size"], d, generator=g)
+    tensors["wte.weight"] = torch.randn(config["vocab_size"], d, generator=g) * 0.35
     tensors["wpe.weight"] = torch.randn(config["n_positions"], d, generator=g) * 0.3
     for i in range(config["n_layer"]):
         for name, rows, columns in (

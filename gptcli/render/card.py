@@ -18,7 +18,7 @@ def draw(card: Card, *, tensors: bool = False) -> RenderableType:
     """The card, and on request every tensor."""
     head = Text()
     head.append(one_line(card.name), "bold")
-    head.append(f"   {card.family}   ", theme.LABEL)
+    head.append(f"   {card.family} ({card.models})   ", theme.LABEL)
     head.append(f"{card.n_params:,} parameters", "bold")
     head.append(f"   {card.dtype}")
     facts = Table.grid(padding=(0, 2))

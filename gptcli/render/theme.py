@@ -31,12 +31,14 @@ def wants_colour(choice: str, *, terminal: bool) -> bool:
 
 
 def console(*, colour: bool, width: int | None = None) -> Console:
-    """A rich console on standard output that obeys our decision about colour; pipes get 100 columns."""
+    """A rich console that obeys our decision about colour and draws into memory; pipes get 100 columns."""
+    import io
+
     from rich.console import Console
 
     terminal = sys.stdout is not None and sys.stdout.isatty()
     return Console(
-        file=sys.stdout,
+        file=io.StringIO(),  # its own writes would fail unseen where standard output is full or closed
         force_terminal=colour,
         color_system=colour_system() if colour else None,  # type: ignore[arg-type]  # one of rich's literals
         no_color=not colour,
