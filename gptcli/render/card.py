@@ -18,13 +18,13 @@ def draw(card: Card, *, tensors: bool = False) -> RenderableType:
     """The card, and on request every tensor."""
     head = Text()
     head.append(one_line(card.name), "bold")
-    head.append(f"   {card.family} ({card.models})   ", theme.LABEL)
-    head.append(f"{card.n_params:,} parameters", "bold")
+    head.append(f"   {card.n_params:,} parameters", "bold")
     head.append(f"   {card.dtype}")
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style=theme.LABEL, no_wrap=True)
     facts.add_column()
     for name, value in (
+        ("family", f"{card.family} ({card.models})"),
         ("stack", f"{card.n_layer} layers, {card.d_model} wide, MLP {card.d_ff:,}"),
         ("heads", f"{card.n_head} of {card.d_head}, {card.n_kv_head} for keys and values"),
         ("vocabulary", f"{card.n_vocab:,} tokens"),
@@ -58,7 +58,7 @@ def _budget(card: Card) -> Table:
         eighths = round(n / most * BAR * 8)
         bar = "█" * (eighths // 8) + ("▏▎▍▌▋▊▉"[eighths % 8 - 1] if eighths % 8 else "")
         share = n / card.n_params
-        table.add_row(part, f"{n:,}", f"{share:.1%}" if share >= 0.001 else "<.1%", Text(bar or "▏", theme.ANSWER))
+        table.add_row(part, f"{n:,}", f"{share:.1%}" if share >= 0.001 else "<0.1%", Text(bar or "▏", theme.ANSWER))
     return table
 
 

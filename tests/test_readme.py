@@ -1,0 +1,48 @@
+"""The README's commands are those that are run."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import gptcli
+from gptcli import FAMILIES
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"```sh\n(python3 .*)\n```", README)
+
+
+def test_two_commands_do_all_the_set_up() -> None:
+    install, test = COMMANDS
+    assert "gptcli " in install.rpartition("&&")[2]
+    assert test.endswith("&& pytest")
+
+
+def test_ci_runs_the_test_command_exactly_as_it_is_printed() -> None:
+    assert COMMANDS[1] in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_constraints_pin_everything_that_is_installed_by_name() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    pinned = re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert {re.match(r"[\w-]+", name)[0] for name in named} <= set(pinned)  # type: ignore[index]
+
+
+def test_every_family_is_listed() -> None:
+    listed = README.partition("## What runs")[2].partition(":")[0].replace("\n", " ").split(",")
+    assert [name.strip() for name in listed] == list(FAMILIES)
+
+
+def test_every_module_has_its_line() -> None:
+    tree = README.partition("## Where things are")[2]
+    for path in Path(gptcli.__file__).parent.glob("[!_]*.py"):
+        if path.name not in ("errors.py", "memory.py", "model_choice.py"):  # their names say it
+            assert path.name in tree, path.name
+
+
+def test_pictures_that_are_shown_are_there() -> None:
+    for name in re.findall(r"!\[[^]]*\]\(([^)]*)\)", README):
+        assert (ROOT / name).read_text().startswith("<svg")
