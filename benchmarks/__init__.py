@@ -1,0 +1,5 @@
+"""How fast, beside what others would use: medians of interleaved runs, and the machine's own limits.
+
+python -m benchmarks decode MODEL     gptcli, transformers and ctranslate2 on one checkpoint
+python -m benchmarks start MODEL      how long the light commands take
+"""

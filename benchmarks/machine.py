@@ -1,0 +1,52 @@
+"""What the machine can do at best: the figures that ours are to be read beside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Measured with torch on all its threads, best of several runs."""
+
+    threads: int
+    read_bytes_per_s: float  # a large array summed
+    float32_flops: float  # 2048 x 2048 x 2048
+    bfloat16_flops: float
+
+    def __str__(self) -> str:
+        return (
+            f"machine: {self.threads} threads, reads {self.read_bytes_per_s / 1e9:.1f} GB/s, multiplies "
+            f"{self.float32_flops / 1e12:.2f} TFLOP/s in float32, {self.bfloat16_flops / 1e12:.2f} in bfloat16"
+        )
+
+
+def measure() -> Machine:
+    """Takes about two seconds."""
+    import torch
+
+    large = torch.ones(1 << 27)  # 512 MB
+    seconds = best(lambda: large.sum())
+    flops = []
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(2048, 2048, dtype=dtype)
+        flops.append(2 * 2048**3 / best(lambda a=a: a @ a))  # type: ignore[misc]
+    return Machine(
+        threads=torch.get_num_threads(),
+        read_bytes_per_s=large.nbytes / seconds,
+        float32_flops=flops[0],
+        bfloat16_flops=flops[1],
+    )
+
+
+def best(work: Callable[[], object], runs: int = 7) -> float:
+    """Seconds of the fastest of several runs, after one to warm up."""
+    work()
+    times = []
+    for _ in range(runs):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
