@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gptcli.commands.options import ALIASES
 from gptcli.errors import GptcliError
 from gptcli.render.output import ClosedPipe, say, silence
 from gptcli.render.safe import one_line
@@ -29,8 +30,14 @@ def program(name: str | None = None) -> typer.Typer:
     for command in (name,) if name in COMMANDS else (*COMMANDS, *HIDDEN):
         function = HIDDEN.get(command, command)
         module = import_module(f"gptcli.commands.{function}")
-        app.command(command, hidden=command in HIDDEN)(getattr(module, function))
+        body = getattr(module, function)
+        app.command(command, help=_paragraphs(body.__doc__), hidden=command in HIDDEN)(body)
     return app
+
+
+def _paragraphs(doc: str) -> str:
+    """A docstring for the help, which breaks lines as wide as the terminal is, and not where the source does."""
+    return "\n\n".join(" ".join(part.split()) for part in doc.split("\n\n"))
 
 
 def _version(wanted: bool) -> None:
@@ -58,7 +65,16 @@ def with_default(arguments: list[str]) -> list[str]:
     if not arguments:
         piped = sys.stdin is not None and not sys.stdin.isatty() and "_GPTCLI_COMPLETE" not in os.environ
         return ["generate"] if piped else ["--help"]
-    return arguments if arguments[0] in (*COMMANDS, *HIDDEN, *OF_THE_PROGRAM) else ["generate", *arguments]
+    if arguments[0] not in (*COMMANDS, *HIDDEN, *OF_THE_PROGRAM):
+        arguments = ["generate", *arguments]
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return [*map(_without_alias, arguments[:end]), *arguments[end:]]
+
+
+def _without_alias(word: str) -> str:
+    """--temp=1 -> --temperature=1: what other tools call an option is accepted, and not in the help."""
+    name, equals, value = word.partition("=")
+    return ALIASES.get(name, name) + equals + value
 
 
 def main() -> None:

@@ -284,6 +284,14 @@ def test_json_lines_can_be_read_along(tiny_gpt2: Path) -> None:
         assert bytes(token["bytes"]).decode("utf-8", "replace") == token["text"]
 
 
+def test_what_other_tools_call_an_option_is_accepted(tiny_gpt2: Path) -> None:
+    m = ("hello", "-m", tiny_gpt2, "-q", "-s", "1")
+    theirs = gptcli(*m, "--temp=0.7", "--n-predict", "6", "--repeat-penalty", "1.2")
+    assert theirs.stdout == gptcli(*m, "-t", "0.7", "-n", "6", "--repetition-penalty", "1.2").stdout != b""
+    done = gptcli("generate", "-m", tiny_gpt2, "-n", "1", "--json", "--", "--temp")
+    assert json.loads(done.stdout)["prompt"]["text"] == "--temp"
+
+
 def test_stats_go_to_standard_error(tiny_gpt2: Path) -> None:
     done = gptcli("generate", "hello", "-m", tiny_gpt2, "-n", "5", *GREEDY[:2], "--stats")
     for word in (b"loaded in", b"first token after", b"prompt 2 tokens", b"answer 5 tokens", b"peak memory"):

@@ -8,6 +8,14 @@ import typer
 
 SAMPLING, TEXT, OUTPUT, MODEL = "Sampling", "Text in", "Output", "Model"
 
+# What other tools call the same: accepted, and left out of the help.
+ALIASES = {
+    "--temp": "--temperature",
+    "--max-new-tokens": "--max-tokens",
+    "--n-predict": "--max-tokens",
+    "--repeat-penalty": "--repetition-penalty",
+}
+
 # Options that the environment and the config file know too; see settings.py.
 SETTINGS = frozenset(
     (
@@ -79,15 +87,13 @@ Bos = Annotated[
 MaxTokens = Annotated[
     int | None,
     typer.Option(
-        "-n", "--max-tokens", "--max-new-tokens", "--n-predict", metavar="N", rich_help_panel=SAMPLING,
+        "-n", "--max-tokens", metavar="N", rich_help_panel=SAMPLING,
         help="At most N tokens; -1 for as many as the context holds. [128]",
     ),
 ]  # fmt: skip
 Temperature = Annotated[
     float | None,
-    typer.Option(
-        "-t", "--temperature", "--temp", metavar="T", rich_help_panel=SAMPLING, help="0 takes the best token. [0.8]"
-    ),
+    typer.Option("-t", "--temperature", metavar="T", rich_help_panel=SAMPLING, help="0 takes the best token. [0.8]"),
 ]
 TopK = Annotated[
     int | None,
@@ -111,7 +117,7 @@ MinP = Annotated[
 RepetitionPenalty = Annotated[
     float | None,
     typer.Option(
-        "--repetition-penalty", "--repeat-penalty", metavar="X", rich_help_panel=SAMPLING,
+        "--repetition-penalty", metavar="X", rich_help_panel=SAMPLING,
         help="Weaken tokens that are in the text already; 1 is off. [1]",
     ),
 ]  # fmt: skip
@@ -142,7 +148,7 @@ LogitBias = Annotated[
 Seed = Annotated[
     int | None,
     typer.Option(
-        "-s", "--seed", metavar="N", rich_help_panel=SAMPLING, help="Same seed, same text. [random, reported]"
+        "-s", "--seed", metavar="N", rich_help_panel=SAMPLING, help="Same seed, same text. \\[random, reported]"
     ),
 ]
 NumSamples = Annotated[
@@ -163,7 +169,7 @@ Overflow = Annotated[
     str | None,
     typer.Option(
         "--overflow", metavar="HOW", rich_help_panel=SAMPLING,
-        help="Text beyond the context: error, truncate (drop the oldest), slide (and go on for ever). [error]",
+        help="Text beyond the context: error, truncate (drop the oldest), slide (and go on for ever). \\[error]",
     ),
 ]  # fmt: skip
 
@@ -199,6 +205,6 @@ Color = Annotated[
     str | None,
     typer.Option(
         "--color", metavar="WHEN", rich_help_panel=OUTPUT,
-        help="auto, always, never, or prob: each token tinted by its probability. [auto]",
+        help="auto, always, never, or prob: each token tinted by its probability. \\[auto]",
     ),
 ]  # fmt: skip

@@ -22,15 +22,15 @@ def draw_all(families: Sequence[Spelled], refused: Mapping[str, str]) -> Rendera
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=theme.LABEL)
     table.add_column("family", style="bold", no_wrap=True)
     table.add_column("models")
-    table.add_column("its queries are made by", overflow="fold")
-    table.add_column("undone while loading", overflow="fold")
-    for family, models, prefix, names, fixes in families:
+    table.add_column("its queries are made by", no_wrap=True)
+    table.add_column("undone while loading")
+    for family, models, _, names, fixes in families:
         query = next(
             theirs
             for theirs, ours in names.items()
             if "blocks.*.attn.q" in (ours if isinstance(ours, tuple) else (ours,))
         )
-        table.add_row(family, models, prefix + query, "; ".join(sorted(set(fixes.values()))))
+        table.add_row(family, models, query, "; ".join(sorted(set(fixes.values()))))
     reasons = defaultdict[str, list[str]](list)
     for name, reason in refused.items():
         reasons[reason].append(name)

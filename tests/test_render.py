@@ -1,0 +1,166 @@
+"""What a terminal is sent."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from gptcli import card, look
+from gptcli.records import Chunk, Prompt, Step
+from gptcli.render import theme
+from gptcli.render.card import draw as draw_card
+from gptcli.render.output import Output
+from gptcli.render.pieces import draw as draw_pieces
+from gptcli.render.rosetta import draw_all
+from gptcli.render.safe import one_line, safe
+from gptcli.render.stream import TextView
+
+SGR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain text, é 漢 😀\n\ttoo", "plain text, é 漢 😀\n\ttoo"),
+        ("\x1b[31mred", "\\x1b[31mred"),
+        ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
+        ("\x9b31m", "\\x9b31m"),
+        ("a\rb\x08c\x7f", "a\\x0db\\x08c\\x7f"),
+        ("\u202etxt.exe", "\\u202etxt.exe"),
+        ("zero\u200bwidth\ufeff", "zero\\u200bwidth\\ufeff"),
+        ("line\u2028sep", "line\\u2028sep"),
+        ("\udce9", "\\udce9"),
+        ("\U000e0041", "\\U000e0041"),
+    ],
+)
+def test_what_could_steer_a_terminal_is_written_out(text: str, shown: str) -> None:
+    assert safe(text) == shown
+    assert "\n" not in one_line(text) and "\t" not in one_line(text)
+
+
+class Screen(io.TextIOWrapper):
+    def __init__(self, terminal: bool) -> None:
+        super().__init__(io.BytesIO(), encoding="utf-8", write_through=True)
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+    @property
+    def text(self) -> str:
+        return self.buffer.getvalue().decode()  # type: ignore[attr-defined,no-any-return]
+
+
+def step(index: int, text: str, logprob: float = -0.1, of: int | None = None) -> Step:
+    chunks = (Chunk(index=index if of is None else of, text=text),) if text else ()
+    return Step(
+        index=index, id=1, raw=text.encode(), logprob=logprob, p=1.0, n_kept=1, draw=None, margin=1.0, chunks=chunks
+    )
+
+
+PROMPT = Prompt(text="Once\nupon", ids=(1, 2), raws=(b"Once\n", b"upon"))
+
+
+@pytest.fixture(autouse=True)
+def truecolor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLORTERM", "truecolor")
+
+
+def show(look: str, *, terminal: bool, echo: bool = True) -> str:
+    screen = Screen(terminal)
+    view = TextView(Output(screen), look=look, echo=echo)  # type: ignore[arg-type]
+    view.begin(PROMPT)
+    for one in (step(0, " a"), step(1, "", -2.0), step(2, " time\nlong", -0.01), step(3, "\x1b[2J", -1.0)):
+        view.step(one)
+    view.end()
+    return screen.text
+
+
+def test_a_pipe_gets_the_text_byte_for_byte() -> None:
+    assert show("plain", terminal=False) == "Once\nupon a time\nlong\x1b[2J"
+    assert show("plain", terminal=False, echo=False) == " a time\nlong\x1b[2J"
+
+
+def test_a_terminal_gets_it_made_safe_and_its_line_ended() -> None:
+    assert show("plain", terminal=True) == "Once\nupon a time\nlong\\x1b[2J\n"
+
+
+@pytest.mark.parametrize("look", ["article", "prob"])
+def test_colours_change_no_letter_and_never_reach_over_the_end_of_a_line(look: str) -> None:
+    text = show(look, terminal=True)
+    assert SGR.sub("", text) == "Once\nupon a time\nlong\\x1b[2J\n"
+    for line in text.split("\n"):
+        assert not line or line.endswith("\x1b[0m")  # a terminal would fill the rest of the line with the background
+
+
+def test_a_token_that_closes_a_character_late_is_tinted_by_the_token_it_belongs_to() -> None:
+    screen = Screen(True)
+    view = TextView(Output(screen), look="prob", echo=False)
+    view.begin(PROMPT)
+    view.step(step(0, "", logprob=-0.001))
+    view.step(Step(index=1, id=1, raw=b"", logprob=-9.0, p=1.0, n_kept=1, draw=None, margin=1.0,
+                   chunks=(Chunk(index=0, text="é"), Chunk(index=1, text="x"))))  # fmt: skip
+    likely, unlikely = (theme.SCALE[i] for i in (-1, 0))
+    rgb = [";".join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5)) for colour in (likely, unlikely)]
+    assert re.search(f"48;2;{rgb[0]}mé.*48;2;{rgb[1]}mx", screen.text)
+
+
+@pytest.mark.parametrize(
+    ("choice", "terminal", "env", "wanted"),
+    [
+        ("auto", True, {}, True),
+        ("auto", False, {}, False),
+        ("auto", True, {"NO_COLOR": "1"}, False),
+        ("auto", True, {"NO_COLOR": ""}, True),
+        ("auto", True, {"TERM": "dumb"}, False),
+        ("auto", False, {"FORCE_COLOR": "1"}, True),
+        ("auto", False, {"FORCE_COLOR": "0"}, False),
+        ("auto", True, {"CLICOLOR": "0"}, False),
+        ("always", False, {"NO_COLOR": "1"}, True),
+        ("never", True, {"FORCE_COLOR": "1"}, False),
+    ],
+)
+def test_who_decides_about_colour(
+    choice: str, terminal: bool, env: dict[str, str], wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert theme.wants_colour(choice, terminal=terminal) is wanted
+
+
+def test_the_scale_has_a_step_for_every_probability() -> None:
+    assert [theme.step(p) for p in (0.0, 0.099, 0.1, 0.5, 0.999, 1.0)] == [0, 0, 1, 5, 9, 9]
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_pictures_fit_their_width(tiny_gpt2: Path, width: int) -> None:
+    from gptcli import FAMILIES
+    from gptcli.families import REFUSED
+
+    spelled = [(k, f.models, f.prefix, f.names, {n: x.why for n, x in f.fixes.items()}) for k, f in FAMILIES.items()]
+    pictures = [
+        draw_card(card(look(str(tiny_gpt2))), tensors=True),
+        draw_pieces([(1, "<s>"), (9038, "·Once"), (7, "漢")] * 9, [True, False, False] * 9),
+    ] + ([draw_all(spelled, REFUSED)] if width >= 80 else [])
+    for picture in pictures:
+        for line in theme.drawn(picture, colour=False, width=width).splitlines():
+            assert len(line) <= width and line == line.rstrip()
+            assert "\x1b" not in line
+
+
+def test_the_card_shows_the_budget_of_parameters(tiny_gpt2: Path) -> None:
+    text = theme.drawn(draw_card(card(look(str(tiny_gpt2)))), colour=False, width=100)
+    shares = [float(share) for share in re.findall(r"([\d.]+)%", text)]
+    assert 99.5 < sum(shares) < 100.5
+    assert "learned" in text and "gpt2 (GPT-2" in text
+
+
+def test_names_from_a_file_are_not_markup(tiny_gpt2: Path) -> None:
+    pieces = [(1, "[bold]x[/bold]"), (2, "[link=http://evil]"), (3, "a[/b]")]
+    text = theme.drawn(draw_pieces(pieces, [False] * 3), colour=False, width=100)
+    assert all(piece in text for _, piece in pieces)
