@@ -166,3 +166,16 @@ def test_the_reference_s_default_config_is_understood(family: str, tmp_path: Pat
 def test_refused_families_are_none_of_the_supported() -> None:
     assert not REFUSED.keys() & FAMILIES.keys()
     assert all(REFUSED.values())
+
+
+@every_kind
+def test_the_zoo_is_as_wild_as_its_names_say(kind: Kind, zoo_root: Path) -> None:
+    folder = built(kind.name, zoo_root)[0]
+    layout = look(str(folder))
+    assert (len(layout.source.files) > 1) == ("sharded" in kind.name)
+    if ":" in kind.name and "sharded" in kind.name:
+        assert layout.config.tied == (":tied" in kind.name)
+    if ":old-bare" in kind.name:
+        prefix = FAMILIES[kind.family].prefix
+        assert not any(p.tensor.name.startswith(prefix) for p in layout.placements)
+        assert "rope_parameters" not in layout.config_json and "dtype" not in layout.config_json

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,6 @@ class Kind:
     shard: str | None = None
     dtype: torch.dtype = torch.float32
     stateful: bool = False  # the reference remembers the longest text it saw
-    wild: dict[str, Any] = field(default_factory=dict)  # for transformers 5, which does not read some old keys
 
     def __str__(self) -> str:
         return self.name
@@ -228,6 +227,42 @@ ZOO = [
     Kind("starcoder2-no-bias", "starcoder2", {**GATED, "use_bias": False, "sliding_window": None}, (old_rope,)),
 ]  # fmt: skip
 
+
+def bare(tensors: dict[str, Any]) -> None:
+    """Names without the prefix that transformers puts before them."""
+    for prefix in ("transformer.", "gpt_neox.", "model.decoder.", "model."):
+        renamed(prefix, "")(tensors)
+
+
+def old_spelling(values: dict[str, Any]) -> None:
+    """config.json as transformers 4 wrote it, whatever the family."""
+    rope = values.get("rope_parameters")
+    if rope and values["model_type"] == "gpt_neox":
+        old_neox(values)
+    elif rope and "full_attention" in rope:
+        old_gemma3(values)
+    elif rope and "rope_theta" in rope:
+        old_rope(values)
+    values.setdefault("torch_dtype", values.pop("dtype", "float32"))
+
+
+def in_all_spellings() -> list[Kind]:
+    """The first kind of each family: in the old spelling without prefix; and sharded, with the other kind of head."""
+    first = dict[str, Kind]()
+    for kind in ZOO:
+        first.setdefault(kind.family, kind)
+    kinds = []
+    for family, kind in first.items():
+        tied = not kind.values.get("tie_word_embeddings", True)
+        kinds.append(replace(kind, name=f"{family}:old-bare", config_json=(old_spelling,), tensors=(bare,)))
+        values = {**kind.values, "tie_word_embeddings": tied}
+        kinds.append(
+            replace(kind, name=f"{family}:{'tied' if tied else 'untied'}-sharded", values=values, shard="30KB")
+        )
+    return kinds
+
+
+ZOO += in_all_spellings()
 
 # --- making them -----------------------------------------------------------------------------------------------------
 
