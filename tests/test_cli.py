@@ -338,7 +338,10 @@ def test_so_it_does_in_the_other_commands(tiny_gpt2: Path, command: list[str]) -
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-@pytest.mark.parametrize("command", [["hello", "-q"], ["info"], ["tokenize", "x"], ["families"], ["hello", "--json"]])
+@pytest.mark.parametrize(
+    "command",
+    [["hello", "-q", "-s", "1", "--ignore-eos"], ["info"], ["tokenize", "x"], ["families"], ["hello", "--json"]],
+)
 def test_a_full_disk_is_one_line(tiny_gpt2: Path, command: list[str]) -> None:
     with open("/dev/full", "wb") as full:
         done = gptcli(*command, stdout=full, env={"GPTCLI_MODEL": str(tiny_gpt2)})
