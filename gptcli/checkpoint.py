@@ -193,27 +193,29 @@ def save(checkpoint: Checkpoint, folder: Path | str) -> None:
         for companion in COMPANIONS:
             if (checkpoint.folder / companion).is_file():
                 shutil.copyfile(checkpoint.folder / companion, temporary / companion)
-        _settle(temporary)
+        settle_files(temporary)
         temporary.replace(folder)
-        _flush(folder.parent)
-    except OSError as error:
-        raise GptcliError(f"cannot save to {folder}: {error.strerror or error}") from error
+        flush(folder.parent)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror or error if isinstance(error, OSError) else error
+        raise GptcliError(f"cannot save to {folder}: {reason}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _settle(folder: Path) -> None:
+def settle_files(folder: Path) -> None:
     """Ordinary permissions instead of the private ones of temporary files, and everything on the disk."""
     umask = os.umask(0)
     os.umask(umask)
     for file in folder.iterdir():
         file.chmod(0o666 & ~umask)
-        _flush(file)
+        flush(file)
     folder.chmod(0o777 & ~umask)
-    _flush(folder)
+    flush(folder)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Has the file or the folder on the disk, not only in memory."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

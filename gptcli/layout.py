@@ -139,6 +139,8 @@ def read_config(path: Path, *, allow: Sequence[str] = ()) -> tuple[str, Config, 
     reader.only("is_encoder_decoder", False, "it is not a decoder alone")
     config = family.read(reader)
     reader.finish()
+    if isinstance(tied := values.get("tie_word_embeddings"), bool):  # what the files really hold decides in `place`
+        config = replace(config, tied=tied)
     return kind, config, values
 
 

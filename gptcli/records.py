@@ -100,3 +100,45 @@ class Card:
     files: tuple[str, ...]
     tensors: tuple[Tensor, ...]
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scored:
+    """How likely a model found a text: ids[0] is given, logprobs[i] is that of ids[i + 1], natural."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    n_bytes: int  # spelled by the tokens that were scored
+    n_dropped: int  # tokens past the context, not scored
+
+    @property
+    def nats(self) -> float:
+        return -sum(self.logprobs)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lesson:
+    """One position of one training step, as the article draws it: features, guess, right token, error."""
+
+    features: tuple[int, ...]  # the last ids before it
+    label: int  # the right next token
+    guess: int  # the one the model thought likeliest
+    p_guess: float
+    p_before: float  # what the model gave the right token before the step's update
+    p_after: float  # and after it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """One step of training, done. Losses are in nats a token."""
+
+    step: int  # steps done
+    n_steps: int
+    n_tokens: int  # predicted so far
+    loss: float
+    learning_rate: float
+    grad_norm: float  # before clipping
+    seconds: float  # since this process began to train
+    tokens_per_s: float  # of this step
+    validation: float | None = None
+    lesson: Lesson | None = None

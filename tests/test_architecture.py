@@ -15,19 +15,36 @@ MODULES = {
     for path in ROOT.rglob("*.py")
 }
 HEAVY = {"torch", "safetensors", "tokenizers", "numpy"}
-TENSORS = {"gptcli." + name for name in ("cache", "checkpoint", "generation", "model", "rope", "sample")}
+TENSORS = {
+    "gptcli." + name
+    for name in (
+        *(
+            "cache",
+            "checkpoint",
+            "data",
+            "generation",
+            "model",
+            "optimizer",
+            "rope",
+            "sample",
+            "saves",
+            "score",
+            "train",
+        ),
+    )
+}
 TERMINAL = {"rich", "typer"}
 
 # each floor may import from itself and from the floors below it
 FLOORS = [
     ("errors",),
-    ("records", "config", "sampling"),
+    ("records", "config", "sampling", "recipe", "presets"),
     ("config_json", "fixes", "folder", "settings", "text_stream"),
     ("configs", "memory", "tokens", "cache", "rope", "sample"),
-    ("families", "model"),
-    ("layout",),
+    ("families", "model", "corpus"),
+    ("layout", "data", "optimizer"),
     ("checkpoint", "describe", "model_choice"),
-    ("generation",),
+    ("generation", "train", "saves", "score"),
     ("render",),
     ("commands",),
     ("cli",),

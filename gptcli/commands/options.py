@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
+
+from gptcli.errors import UsageError
 
 SAMPLING, TEXT, OUTPUT, MODEL = "Sampling", "Text in", "Output", "Model"
 
@@ -208,3 +211,115 @@ Color = Annotated[
         help="auto, always, never, or prob: each token tinted by its probability. \\[auto]",
     ),
 ]  # fmt: skip
+
+TRAINED, RUN = "Model", "Run"
+
+
+def shape(name: str, text: str) -> Any:
+    """An option that changes one number of a size."""
+    return typer.Option(name, metavar="N", rich_help_panel=TRAINED, show_default=False, min=1, help=text)
+
+
+def count(name: str, text: str) -> Any:
+    """An option that counts something of a training run."""
+    return typer.Option(name, metavar="N", rich_help_panel=RUN, show_default=False, min=1, help=text)
+
+
+def number(name: str, text: str) -> Any:
+    """The same, for numbers that people write as 20M."""
+    return typer.Option(name, metavar="N", rich_help_panel=RUN, show_default=False, help=text)
+
+
+def tokens_of(text: str | None) -> int | None:
+    """20M, 300k, 1.5B or 5000 as a number. Raises UsageError."""
+    if text is None:
+        return None
+    factor = {"k": 10**3, "m": 10**6, "b": 10**9}.get(text[-1:].lower(), 1)
+    try:
+        n = round(float(text[:-1] if factor > 1 else text) * factor)
+    except (ValueError, OverflowError):
+        n = 0
+    if n < 1:
+        raise UsageError(f"--tokens must be a count like 5000, 300k, 20M or 1.5B, not {text!r}")
+    return n
+
+
+def check_share(share: float) -> None:
+    """Raises UsageError unless the share leaves something to train on."""
+    if not 0 <= share < 1:
+        raise UsageError(f"--validation-share must be 0 or more and below 1, not {share}")
+
+
+Out = Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Where the model goes.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+Steps = Annotated[int | None, count("--steps", "The same, counted in steps.")]
+RunSeed = Annotated[
+    int, typer.Option("-s", "--seed", metavar="N", min=0, rich_help_panel=RUN, help="Of all that is random.")
+]
+Validation = Annotated[
+    list[str] | None,
+    typer.Option("--validation", metavar="FILE", rich_help_panel=RUN, help="Text to validate on; repeatable."),
+]
+ValidationShare = Annotated[
+    float,
+    typer.Option("--validation-share", metavar="X", rich_help_panel=RUN, help="Else this share of what is given."),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(
+        "--learning-rate", "--lr", metavar="X", rich_help_panel=RUN, show_default=False,
+        help="At its highest. \\[the size's]",
+    ),
+]  # fmt: skip
+ScheduleName = Annotated[
+    Literal["cosine", "linear", "constant", "wsd"] | None,
+    typer.Option(
+        "--schedule", metavar="NAME", rich_help_panel=RUN, show_default=False,
+        help="How it falls: cosine (GPT-3's), linear, constant, or wsd, which falls in the last fifth. \\[cosine]",
+    ),
+]  # fmt: skip
+OptimizerName = Annotated[
+    Literal["adamw", "muon"] | None,
+    typer.Option(
+        "--optimizer", metavar="NAME", rich_help_panel=RUN, show_default=False,
+        help="adamw (GPT-3's), or muon for the matrices, which needs fewer tokens. \\[adamw]",
+    ),
+]  # fmt: skip
+PrecisionName = Annotated[
+    Literal["bfloat16", "float32"] | None,
+    typer.Option(
+        "--precision", metavar="NAME", rich_help_panel=RUN, show_default=False,
+        help="Of the matrix products. \\[bfloat16 where the machine has it]",
+    ),
+]  # fmt: skip
+MicroBatch = Annotated[
+    int | None,
+    typer.Option(
+        "--micro-batch", metavar="N", min=1, rich_help_panel=RUN, show_default=False,
+        help="Sequences sent through at once; less takes less memory.",
+    ),
+]  # fmt: skip
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile", rich_help_panel=RUN, show_default=False,
+        help="\\[where it pays, and a C++ compiler is there]",
+    ),
+]  # fmt: skip
+SaveEvery = Annotated[
+    int | None,
+    typer.Option(
+        "--save-every", metavar="N", min=1, rich_help_panel=RUN, show_default=False, help="Steps. \\[two minutes]"
+    ),
+]
+ValidateEvery = Annotated[
+    int | None,
+    typer.Option(
+        "--validate-every",
+        metavar="N",
+        min=1,
+        rich_help_panel=RUN,
+        show_default=False,
+        help="Steps. \\[40 times a run]",
+    ),
+]

@@ -1,0 +1,175 @@
+"""What train and finetune share: the loop over the records of a run, its saves, its metrics, its picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptcli.errors import UsageError
+from gptcli.render import theme
+from gptcli.render.output import hears, say
+from gptcli.settings import Setting
+
+if TYPE_CHECKING:
+    from gptcli.recipe import Recipe
+    from gptcli.records import Progress
+    from gptcli.tokens import Tokenizer
+    from gptcli.train import Training
+
+SAVE_SECONDS, VALIDATE_SHARE, LINE_SECONDS = 120.0, 40, 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the command line says of the recipe; None: the default, or as the run had it."""
+
+    tokens: int | None = None
+    steps: int | None = None
+    learning_rate: float | None = None
+    schedule: Any = None
+    optimizer: Any = None
+    precision: Any = None
+    micro_batch: int | None = None
+    compiled: bool | None = None
+
+    def n_tokens(self, batch_tokens: int, n_ctx: int) -> int | None:
+        """How long to train, if that was said."""
+        if self.tokens is not None and self.steps is not None:
+            raise UsageError("--tokens and --steps say the same; leave one out")
+        return self.tokens if self.steps is None else self.steps * max(1, round(batch_tokens / n_ctx)) * n_ctx
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """How a run is watched. `every`s count steps; None: by the clock, or by the length of the run."""
+
+    save_every: int | None
+    validate_every: int | None
+    quiet: bool
+    coloured: bool
+
+    @classmethod
+    def from_settings(
+        cls, settings: Mapping[str, Setting], *, save_every: int | None, validate_every: int | None
+    ) -> Watch:
+        return cls(
+            save_every=save_every,
+            validate_every=validate_every,
+            quiet=settings["quiet"].value,
+            coloured=theme.wants_colour(settings["color"].value, terminal=hears()),
+        )
+
+
+def asked_recipe(asked: Asked, recipe: Recipe, n_params: int, device: str) -> Recipe:
+    """The recipe of a new run with what decides its bits: precision, compiled or not, sequences at once."""
+    from gptcli.checkpoint import pick_device
+    from gptcli.train import best_precision, worth_compiling
+
+    compiled = worth_compiling(n_params, recipe) if asked.compiled is None else asked.compiled
+    return dataclasses.replace(
+        recipe,
+        precision=asked.precision or best_precision(pick_device(device)),
+        compiled=compiled,
+        micro_batch=asked.micro_batch or 0,
+    )
+
+
+def empty_out(out: Path | None) -> Path:
+    """The folder of a new run; what a run left that never began may be in it. Raises UsageError otherwise."""
+    if out is None:
+        raise UsageError("--out DIR is missing", hint="the model is written there")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file", hint="choose a new folder")
+    unbegun = out.is_dir() and {p.name for p in out.iterdir()} <= {"run"} and not (out / "run" / "recipe.json").exists()
+    if out.is_dir() and not unbegun:
+        raise UsageError(f"{out} exists already", hint="choose a new folder, or go on with what is there: --resume")
+    return out
+
+
+def fit(
+    training: Training, out: Path, write_model: Callable[[Path], None], tokenizer: Tokenizer, watch: Watch
+) -> Progress | None:
+    """Runs what is left of a training, saving on the way; the model of the last save is what `out` holds.
+
+    Ctrl-C ends it after a save; so does an error, without one.
+    """
+    from gptcli.render.training import Panel, line
+    from gptcli.saves import publish, replace_text, write_save
+
+    run, n_steps = out / "run", training.recipe.n_steps
+    weights = sum(p.numel() * p.element_size() for p in training.decoder.parameters())
+    moments = 2 * sum(p.numel() * 4 for p in training.parameters.values())
+    kept = [record for record in metrics(out) if record["step"] <= training.step]
+    replace_text(out / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+    panel = Panel(tokenizer, n_steps, kept, coloured=watch.coloured) if hears() and not watch.quiet else None
+    saved_at, said_at, last, unsaved = time.monotonic(), -math.inf, None, False
+
+    def save() -> None:
+        nonlocal saved_at, unsaved
+        folder = write_save(
+            run,
+            training.state(),
+            write_model,
+            step=training.step,
+            n_tokens=training.n_tokens,
+            n_bytes=weights + moments + (8 << 20),
+        )
+        publish(folder, out)
+        saved_at, unsaved = time.monotonic(), False
+
+    validate_every = watch.validate_every or max(1, n_steps // VALIDATE_SHARE)
+    try:
+        with (out / "metrics.jsonl").open("a", encoding="utf-8", buffering=1) as log:
+            for progress in training.run(validate_every=validate_every, show_every=10 if panel else 0):
+                last, unsaved = progress, True
+                log.write(json.dumps(_metric(progress)) + "\n")
+                now, done = time.monotonic(), progress.step == n_steps
+                if panel:
+                    panel.show(progress)
+                elif not watch.quiet and (progress.validation is not None or now - said_at >= LINE_SECONDS or done):
+                    say(line(progress))
+                    said_at = now
+                due = progress.step % watch.save_every == 0 if watch.save_every else now - saved_at >= SAVE_SECONDS
+                if due or done:
+                    save()
+    except KeyboardInterrupt:
+        if unsaved:
+            save()
+        if panel:
+            panel.close()
+        say(f"gptcli: stopped after step {training.step} of {n_steps}, saved; go on with --resume --out {out}")
+        raise
+    finally:
+        if panel:
+            panel.close()
+    return last
+
+
+def _metric(progress: Progress) -> dict[str, Any]:
+    record = {
+        "step": progress.step,
+        "tokens": progress.n_tokens,
+        "loss": progress.loss,
+        "learning_rate": progress.learning_rate,
+        "grad_norm": progress.grad_norm,
+        "tokens_per_s": round(progress.tokens_per_s, 1),
+    }
+    return record if progress.validation is None else record | {"validation": progress.validation}
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; one that was cut off by a crash ends it."""
+    found = list[dict[str, Any]]()
+    path = out / "metrics.jsonl"
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            found.append(json.loads(text))
+        except ValueError:
+            break
+    return found

@@ -1,0 +1,292 @@
+"""gptcli train: a tokenizer and a decoder from text, in GPT-3's layout and by its recipe, scaled."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gptcli.commands import options as o
+from gptcli.commands.fitting import Asked, Watch, asked_recipe, empty_out, fit
+from gptcli.errors import BadCheckpoint, GptcliError, NotFound, UsageError
+from gptcli.presets import SIZES, Size, config_json, size_named
+from gptcli.recipe import Recipe, scaled
+from gptcli.render.output import say
+from gptcli.settings import settle
+
+if TYPE_CHECKING:
+    from gptcli.checkpoint import Checkpoint
+
+PASSES = 4  # over a corpus, at most, by default: to that many, text seen again is as good as new (arXiv 2305.16264)
+
+
+def train(
+    corpus: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CORPUS]...",
+            show_default=False,
+            help="Text files, .jsonl with a text in each line, folders, or -.",
+        ),
+    ] = None,
+    out: o.Out = None,
+    resume: o.Resume = False,
+    size: Annotated[
+        str, typer.Option("--size", metavar="NAME", rich_help_panel=o.TRAINED, help=f"One of {', '.join(SIZES)}.")
+    ] = "micro",
+    n_layer: Annotated[int | None, o.shape("--layers", "Decoder layers, instead of the size's.")] = None,
+    d_model: Annotated[int | None, o.shape("--width", "Numbers in a token's vector.")] = None,
+    n_head: Annotated[int | None, o.shape("--heads", "Heads in each layer.")] = None,
+    n_ctx: Annotated[int | None, o.shape("--context", "Tokens that the model can see.")] = None,
+    window: Annotated[int | None, o.shape("--window", "Tokens that its locally banded layers see.")] = None,
+    n_vocab: Annotated[int | None, o.shape("--vocab", "Tokens of the vocabulary.")] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer", metavar="PATH", rich_help_panel=o.TRAINED, help="Use this one, and do not train a new one."
+        ),
+    ] = None,
+    tokens: Annotated[
+        str | None, o.number("--tokens", "Train on so many: 20M. \\[20 a parameter, at most 4 passes]")
+    ] = None,
+    steps: o.Steps = None,
+    batch_tokens: Annotated[int | None, o.count("--batch-tokens", "Tokens of a step. \\[the size's]")] = None,
+    learning_rate: o.LearningRate = None,
+    schedule: o.ScheduleName = None,
+    optimizer: o.OptimizerName = None,
+    seed: o.RunSeed = 0,
+    validation: o.Validation = None,
+    validation_share: o.ValidationShare = 0.01,
+    precision: o.PrecisionName = None,
+    micro_batch: o.MicroBatch = None,
+    compiled: o.Compile = None,
+    device: o.Device = None,
+    save_every: o.SaveEvery = None,
+    validate_every: o.ValidateEvery = None,
+    quiet: o.Quiet = None,
+    color: o.Color = None,
+) -> None:
+    """Train a tokenizer and a decoder from text, in GPT-3's layout: `gptcli generate -m DIR` runs the result.
+
+    The recipe is GPT-3's, scaled: Adam, a short rise and a cosine fall of the learning rate, batches of whole contexts
+    with documents packed one after another. Ctrl-C saves; --resume goes on, to the bit as if nothing had happened.
+    """
+    settings = settle({"device": device, "quiet": quiet, "color": color})
+    watch = Watch.from_settings(settings, save_every=save_every, validate_every=validate_every)
+    asked = Asked(
+        tokens=o.tokens_of(tokens),
+        steps=steps,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        optimizer=optimizer,
+        precision=precision,
+        micro_batch=micro_batch,
+        compiled=compiled,
+    )
+    where = settings["device"].value
+    if resume:
+        if corpus or out is None:
+            raise UsageError("--resume goes on with the run in --out DIR, and reads no other corpus")
+        recipe = _resumed(out, asked)
+    else:
+        if not corpus:
+            raise UsageError("there is nothing to train on", hint="gptcli train FILE... --out DIR; - for stdin")
+        o.check_share(validation_share)
+        from gptcli.corpus import find
+
+        files, held_out, out = find(corpus), find(validation or ()), empty_out(out)
+        shape = _shape(
+            size_named(size),
+            n_layer=n_layer, d_model=d_model, n_head=n_head, n_ctx=n_ctx, window=window, n_vocab=n_vocab,
+            batch_tokens=batch_tokens,
+        )  # fmt: skip
+        if tokenizer is not None and n_vocab is not None:
+            raise UsageError("--vocab is for a new tokenizer, and --tokenizer names one that is there")
+        recipe = _prepared(
+            out, shape, files, held_out, tokenizer, asked, where, share=validation_share, seed=seed, quiet=watch.quiet
+        )
+    _run(out, recipe, where, watch)
+
+
+def _shape(size: Size, **changes: int | None) -> Size:
+    shape = dataclasses.replace(size, **{name: n for name, n in changes.items() if n is not None})
+    if shape.d_model % shape.n_head:
+        raise UsageError(f"a width of {shape.d_model} does not divide into {shape.n_head} heads")
+    return shape
+
+
+def _prepared(
+    out: Path,
+    shape: Size,
+    files: list[str],
+    held_out: list[str],
+    tokenizer: Path | None,
+    asked: Asked,
+    device: str,
+    *,
+    share: float,
+    seed: int,
+    quiet: bool,
+) -> Recipe:
+    """Writes run/: tokenizer, tokens, recipe.json last."""
+    from gptcli import corpus
+    from gptcli.saves import replace_text, versions
+
+    run = out / "run"
+    hear = (lambda text: None) if quiet else say
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        texts = corpus.keep_stdin(files, run)
+        if tokenizer is None:
+            hear(f"gptcli: learning a vocabulary of {shape.n_vocab} tokens ...")
+            library = corpus.train_tokenizer(corpus.documents(texts), shape.n_vocab)
+        else:
+            library = corpus.read_tokenizer(tokenizer)
+        shape = dataclasses.replace(shape, n_vocab=library.get_vocab_size())
+        end_id = corpus.end_of(library)
+        corpus.write_tokenizer(library, run, shape.n_ctx)
+        hear("gptcli: turning the text into tokens ...")
+        tokens = corpus.write_tokens(
+            corpus.documents(texts), corpus.documents(held_out), run,
+            tokenizer=run / "tokenizer.json", end_id=end_id, share=share,
+        )  # fmt: skip
+        corpus.check_length(tokens, shape.n_ctx)
+        (run / "config.json").write_text(
+            json.dumps(config_json(shape, end_id=end_id), indent=2) + "\n", encoding="utf-8"
+        )
+        ends = {"bos_token_id": end_id, "eos_token_id": end_id}
+        (run / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n", encoding="utf-8")
+        n_params = _config(run).n_params()
+        n_tokens = min(20 * n_params, PASSES * tokens.n_train)
+        recipe = asked_recipe(
+            asked,
+            scaled(
+                n_tokens=asked.n_tokens(shape.batch_tokens, shape.n_ctx) or n_tokens,
+                n_ctx=shape.n_ctx,
+                batch_tokens=shape.batch_tokens,
+                learning_rate=asked.learning_rate or shape.learning_rate,
+                schedule=asked.schedule or "cosine",
+                optimizer=asked.optimizer or "adamw",
+                seed=seed,
+            ),
+            n_params,
+            device,
+        )
+        kept = {"recipe": dataclasses.asdict(recipe), "files": files, "validation": held_out, "versions": versions()}
+        replace_text(run / "recipe.json", json.dumps(kept, indent=2) + "\n")
+    except OSError as error:
+        raise GptcliError(f"{run} cannot be written: {error.strerror or error}") from error
+    return recipe
+
+
+def _resumed(out: Path, asked: Asked) -> Recipe:
+    """The run's recipe; made longer, or changed where a change makes sense, if the command line says so."""
+    from gptcli.saves import read_json, replace_text
+
+    kept = read_json(out / "run" / "recipe.json")
+    try:
+        was = Recipe(**kept["recipe"])
+    except (TypeError, KeyError) as error:
+        raise BadCheckpoint(f"{out / 'run' / 'recipe.json'} is not a recipe: {error}") from None
+    if asked.optimizer not in (None, was.optimizer):
+        raise UsageError(f"the run in {out} uses {was.optimizer}; its state is of no use to {asked.optimizer}")
+    if asked == Asked():
+        return was
+    again = scaled(
+        n_tokens=asked.n_tokens(was.batch * was.n_ctx, was.n_ctx) or was.n_tokens(was.n_steps),
+        n_ctx=was.n_ctx,
+        batch_tokens=was.batch * was.n_ctx,
+        learning_rate=asked.learning_rate or was.learning_rate,
+        schedule=asked.schedule or was.schedule,
+        optimizer=was.optimizer,
+        seed=was.seed,
+    )
+    recipe = dataclasses.replace(
+        again,
+        precision=asked.precision or was.precision,
+        micro_batch=was.micro_batch if asked.micro_batch is None else asked.micro_batch,
+        compiled=was.compiled if asked.compiled is None else asked.compiled,
+    )
+    replace_text(
+        out / "run" / "recipe.json", json.dumps(kept | {"recipe": dataclasses.asdict(recipe)}, indent=2) + "\n"
+    )
+    return recipe
+
+
+def _config(run: Path) -> Any:
+    from gptcli.layout import read_config
+
+    return read_config(run / "config.json")[1]
+
+
+def _run(out: Path, recipe: Recipe, device: str, watch: Watch) -> None:
+    import torch
+
+    from gptcli.checkpoint import pick_device, save
+    from gptcli.corpus import Tokens, check_tokenizer
+    from gptcli.data import Windows
+    from gptcli.saves import newest, read_json
+    from gptcli.train import Training
+
+    run = out / "run"
+    tokens = Tokens(**read_json(run / "tokens.json"))
+    check_tokenizer(tokens, run / "tokenizer.json")
+    found = newest(run)
+    step = found.step if found else 0
+    if step >= recipe.n_steps:
+        say(f"gptcli: all {recipe.n_steps} steps are done; --steps or --tokens makes it more")
+        return
+    checkpoint = _checkpoint(run, found.folder if found else None, pick_device(device), recipe.seed)
+    batches = Windows(run, tokens, n_ctx=recipe.n_ctx, seed=recipe.seed)
+    training = Training(
+        checkpoint.decoder,
+        batches,
+        recipe,
+        step=step,
+        n_tokens=found.n_tokens if found else 0,
+        state=found.state if found else None,
+    )
+    if not watch.quiet:
+        n, total = checkpoint.config.n_params(), recipe.n_tokens(recipe.n_steps)
+        say(
+            f"gptcli: {n:,} parameters, {recipe.n_steps - step} steps of {recipe.batch} x {recipe.n_ctx} tokens, "
+            f"{total / tokens.n_train:.2f} passes over {tokens.n_train:,} tokens, {recipe.precision}, "
+            f"{torch.get_num_threads()} threads" + (", compiled" if recipe.compiled else "")
+        )
+    fit(training, out, lambda folder: save(checkpoint, folder), checkpoint.tokenizer, watch)
+
+
+def _checkpoint(run: Path, saved: Path | None, device: Any, seed: int) -> Checkpoint:
+    """The decoder as it was saved, or a new one; in float32, which is what optimizers want."""
+    from gptcli.checkpoint import Checkpoint, load
+    from gptcli.layout import read_config
+    from gptcli.model import Decoder
+    from gptcli.saves import read_json
+    from gptcli.tokens import Tokenizer
+    from gptcli.train import initialise
+
+    if saved is not None:
+        checkpoint = load(str(saved), device=str(device), dtype="float32")
+        checkpoint.decoder.requires_grad_(True)
+        return dataclasses.replace(checkpoint, folder=run)
+    family, config, values = read_config(run / "config.json")
+    decoder = Decoder(config)
+    initialise(decoder, seed)
+    ends = read_json(run / "generation_config.json")
+    if not isinstance(ends.get("eos_token_id"), int):
+        raise NotFound(f"{run / 'generation_config.json'} names no end token")
+    return Checkpoint(
+        name=run.parent.name,
+        folder=run,
+        family=family,
+        config=config,
+        decoder=decoder.to(device),
+        tokenizer=Tokenizer.from_folder(run, n_vocab=config.n_vocab),
+        config_json=values,
+        generation_config=ends,
+        eos_ids=frozenset({ends["eos_token_id"]}),
+        start_id=ends["eos_token_id"],
+    )

@@ -1,0 +1,270 @@
+"""Texts to train on: read from files, cut into documents, and written down once as token ids.
+
+    tokens.bin    every document's ids, each followed by the end token; one end token in front of the first
+    tokens.json   how they are stored, where the validation part begins, which tokenizer and which texts they are of
+
+No torch here; data.py maps the file and cuts batches out of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptcli.errors import BadCheckpoint, GptcliError, NotFound, UsageError
+from gptcli.folder import read_object
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Library
+
+END = "<|endoftext|>"
+ENOUGH = 100_000_000  # characters to learn a vocabulary from; more change it little
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """What tokens.json says: ids [0, n_train) are for training, [n_train, n) for validation."""
+
+    n: int
+    n_train: int
+    n_documents: int
+    n_bytes: int  # of text, in UTF-8
+    bytes_per_id: int  # 2 or 4
+    tokenizer: str  # sha256 of its file
+
+
+def find(names: Sequence[str]) -> list[str]:
+    """The files of a corpus: a folder stands for the .txt and .jsonl files in it, - for stdin. Raises NotFound."""
+    files, missing = list[str](), list[str]()
+    for name in names:
+        path = Path(name)
+        if name == "-" or path.is_file():
+            files.append(name)
+        elif path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix in (".txt", ".jsonl") and p.is_file())
+            if not inside:
+                raise NotFound(f"there is no .txt or .jsonl file in {name}")
+            files.extend(map(str, inside))
+        else:
+            missing.append(name)
+    if missing:
+        raise NotFound(
+            f"{'these files are' if len(missing) > 1 else 'this file is'} not there: {', '.join(missing)}",
+            hint=f"{len(files)} of {len(names)} given were found" if files else "",
+        )
+    if files.count("-") > 1:
+        raise UsageError("stdin (-) is given twice")
+    return files
+
+
+def documents(files: Iterable[str]) -> Iterator[str]:
+    """Every document: a line's "text" in .jsonl, the parts between `<|endoftext|>` elsewhere; empty ones are skipped."""
+    for name in files:
+        read = _jsonl(name) if name.endswith(".jsonl") else _text(name).split(END)
+        yield from filter(None, (document.strip("\r\n ") for document in read))
+
+
+def keep_stdin(files: Sequence[str], folder: Path) -> list[str]:
+    """The same files, with what comes from standard input written down: a corpus is read more than once."""
+    if "-" not in files:
+        return list(files)
+    kept = folder / "stdin.txt"
+    with kept.open("wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    return [str(kept) if name == "-" else name for name in files]
+
+
+def _text(name: str) -> str:
+    try:
+        return Path(name).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(name, error, 0) from None
+    except OSError as error:
+        raise GptcliError(f"{name}: cannot be read: {error.strerror or error}") from None
+
+
+def _not_utf8(name: str, error: UnicodeDecodeError, offset: int) -> GptcliError:
+    return GptcliError(
+        f"{name}: byte 0x{error.object[error.start]:02X} at offset {offset + error.start} is not UTF-8",
+        hint="convert it: iconv -f latin1 -t utf-8",
+    )
+
+
+def _jsonl(name: str) -> Iterator[str]:
+    for number, row in rows(name):
+        text = row.get("text")
+        if not isinstance(text, str):
+            raise GptcliError(f'{name}: line {number}: there is no "text"')
+        yield text
+
+
+def rows(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each line of a .jsonl file that is not empty. Raises GptcliError with the line."""
+    offset = 0
+    try:
+        with Path(name).open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, _object(name, number, line, offset)
+                offset += len(line)
+    except OSError as error:
+        raise GptcliError(f"{name}: cannot be read: {error.strerror or error}") from None
+
+
+def _object(name: str, number: int, line: bytes, offset: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise _not_utf8(name, error, offset) from None
+    except UnicodeEncodeError:
+        raise GptcliError(f"{name}: line {number}: half a character (a lone surrogate)") from None
+    except (ValueError, RecursionError) as error:
+        raise GptcliError(f"{name}: line {number}: not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise GptcliError(f"{name}: line {number}: not a JSON object")
+    return row
+
+
+def train_tokenizer(texts: Iterable[str], n_vocab: int) -> Library:
+    """A byte-level BPE of GPT-2's kind: the end token, 256 bytes, and the commonest merges. Deterministic."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    if n_vocab < 257:
+        raise UsageError(f"a byte-level vocabulary has 257 tokens or more, not {n_vocab}")
+    library = Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=n_vocab,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    library.train_from_iterator(_first(texts, ENOUGH), trainer)
+    return library
+
+
+def _first(texts: Iterable[str], n_characters: int) -> Iterator[str]:
+    for text in texts:
+        yield text
+        n_characters -= len(text)
+        if n_characters <= 0:
+            return
+
+
+def read_tokenizer(path: Path) -> Library:
+    """A tokenizer.json, or the one in a folder, judged as strangers' are. Raises BadCheckpoint, NotFound."""
+    from tokenizers import Tokenizer as Library
+
+    from gptcli.tokens import Tokenizer
+
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise NotFound(f"there is no tokenizer at {path}")
+    Tokenizer(read_object(file, limit=128 << 20), {}, n_vocab=None, where=file.name)
+    library = Library.from_file(str(file))
+    if library.token_to_id(END) is None:
+        library.add_special_tokens([END])
+    return library
+
+
+def end_of(library: Library) -> int:
+    """The id of the end token. Raises BadCheckpoint for a tokenizer without one."""
+    found = library.token_to_id(END)
+    if found is None:
+        raise BadCheckpoint(f"the tokenizer has no {END}")
+    return found
+
+
+def write_tokenizer(library: Library, folder: Path, n_ctx: int) -> None:
+    """tokenizer.json and tokenizer_config.json, as transformers reads them."""
+    library.save(str(folder / "tokenizer.json"))
+    names = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END,
+        "eos_token": END,
+        "unk_token": END,
+        "model_max_length": n_ctx,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
+
+
+def write_tokens(
+    texts: Iterable[str], validation: Iterable[str], folder: Path, *, tokenizer: Path, end_id: int, share: float
+) -> Tokens:
+    """Encodes everything, batch by batch. `validation`: texts of its own; else the last `share` of the documents' ids.
+
+    A validation part cut off the end starts at a document's border where there is one. Raises GptcliError when empty.
+    """
+    from tokenizers import Tokenizer
+
+    library = Tokenizer.from_file(str(tokenizer))
+    library.no_truncation()
+    width = 2 if library.get_vocab_size() <= 1 << 16 else 4
+    starts, n_bytes, n_own = list[int](), 0, 0
+    temporary = folder / "tokens.bin.tmp"
+    with temporary.open("wb") as file:
+        file.write(_packed([end_id], width))
+        n = 1
+        for kind, part in (("train", texts), ("validation", validation)):
+            n_own = n
+            waiting = iter(part)
+            while batch := list(islice(waiting, 512)):
+                for text, encoded in zip(
+                    batch, library.encode_batch_fast(batch, add_special_tokens=False), strict=True
+                ):
+                    starts.extend([n] if kind == "train" else ())
+                    file.write(_packed([*encoded.ids, end_id], width))
+                    n += len(encoded.ids) + 1
+                    n_bytes += len(text.encode())
+            if not starts:
+                raise GptcliError("the corpus is empty", hint='text files, or .jsonl files with a "text" in each line')
+    if n_own < n:
+        n_train = n_own
+    else:
+        aim = n - int(n * share)
+        n_train = min((s for s in starts[1:] if s >= aim), default=aim) if share else n
+    temporary.replace(folder / "tokens.bin")
+    tokens = Tokens(
+        n=n,
+        n_train=n_train,
+        n_documents=len(starts),
+        n_bytes=n_bytes,
+        bytes_per_id=width,
+        tokenizer=hashlib.sha256(tokenizer.read_bytes()).hexdigest(),
+    )
+    (folder / "tokens.json").write_text(json.dumps(asdict(tokens), indent=2) + "\n", encoding="utf-8")
+    return tokens
+
+
+def check_length(tokens: Tokens, n_ctx: int) -> None:
+    """Raises UsageError for a text that does not fill one context."""
+    if tokens.n_train <= n_ctx:
+        n = tokens.n_train - 1
+        raise UsageError(
+            f"the text has {n} tokens to predict, fewer than one context of {n_ctx}",
+            hint=f"give more text, or --context {max(1, n)}",
+        )
+
+
+def check_tokenizer(tokens: Tokens, tokenizer: Path) -> None:
+    """Raises BadCheckpoint if the tokenizer is not the one that the tokens were made with."""
+    if hashlib.sha256(tokenizer.read_bytes()).hexdigest() != tokens.tokenizer:
+        raise BadCheckpoint(f"{tokenizer} is not the tokenizer that tokens.bin was made with", hint="start again")
+
+
+def _packed(ids: Sequence[int], width: int) -> bytes:
+    packed = array("H" if width == 2 else "I", ids)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()

@@ -1,0 +1,196 @@
+"""Training: show a text, predict each next token, measure the error, update; the article's loop, a record a step.
+
+    for progress in Training(decoder, batches, recipe).run():
+        ...
+
+Everything is a function of the parameters, the optimizers' state and the step: no random number is drawn here, so a
+run that was interrupted and resumed computes what it would have computed.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptcli.data import IGNORED, Batch, Batches
+from gptcli.errors import BadCheckpoint, GptcliError
+from gptcli.model import Decoder
+from gptcli.optimizer import optimizers, share, state_of
+from gptcli.recipe import Precision, Recipe
+from gptcli.records import Lesson, Progress
+
+MICRO_TOKENS, MICRO_SCORES = 16_384, 1 << 27  # more than these are not sent through the decoder at once
+COMPILE_FLOPS = 1e14  # a run of less is over before compiling it has paid
+
+
+def initialise(decoder: Decoder, seed: int, std: float = 0.02) -> None:
+    """GPT-2's: N(0, 0.02) matrices, and smaller by sqrt(2L) where a matrix writes to the stream; no biases."""
+    generator = torch.Generator().manual_seed(seed)
+    n_writes = 2 * decoder.config.n_layer
+    for name, p in decoder.named_parameters():
+        if p.ndim < 2:
+            (nn.init.zeros_ if name.endswith("bias") else nn.init.ones_)(p)
+        else:
+            writes = name.endswith(("attn.out.weight", "mlp.down.weight"))
+            size = std * share(decoder, name) / math.sqrt(n_writes if writes else 1)
+            p.data.copy_(torch.empty(p.shape).normal_(0.0, size, generator=generator))
+
+
+def losses(decoder: Decoder, ids: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy of every next token that is asked for, summed; nats. ids, labels: [B, T]."""
+    logits = decoder(ids)  # [B, T, V]
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+class Training:
+    """A decoder being trained. `step` counts the steps done; parameters with requires_grad are the ones that move."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        batches: Batches,
+        recipe: Recipe,
+        *,
+        step: int = 0,
+        n_tokens: int = 0,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.decoder, self.batches, self.recipe = decoder, batches, recipe
+        self.step, self.n_tokens = step, n_tokens
+        self.device = decoder.embed.weight.device
+        self.parameters = {name: p for name, p in decoder.named_parameters() if p.requires_grad}
+        self._autocast = recipe.precision == "bfloat16"
+        self.optimizers = optimizers(decoder, recipe, torch.bfloat16 if self._autocast else torch.float32)
+        if state is not None:
+            self._restore(state)
+        most = min(MICRO_TOKENS, MICRO_SCORES // decoder.config.n_vocab)
+        self._micro = recipe.micro_batch or max(1, most // recipe.n_ctx)
+        self._losses = torch.compile(self._sum, dynamic=False) if recipe.compiled else self._sum
+        self._fixed = list(batches.validation())
+
+    def run(self, *, validate_every: int = 0, show_every: int = 0) -> Iterator[Progress]:
+        """One record for each step that is left. Raises GptcliError when the loss is not a number."""
+        r, began = self.recipe, time.perf_counter()
+        while self.step < r.n_steps:
+            t0 = time.perf_counter()
+            batch = self._here(self.batches.train(r.first(self.step), r.first(self.step + 1)))
+            rate = r.rate(self.step)
+            loss = self._gradients(batch)
+            norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), r.clip))
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                what = "loss" if not math.isfinite(loss) else "gradient's norm"
+                raise GptcliError(
+                    f"step {self.step + 1}: the {what} is {loss if what == 'loss' else norm}",
+                    hint="a lower --learning-rate may help; the last save is sound",
+                )
+            shown = show_every and self.step % show_every == 0
+            before = self._lesson(batch) if shown else None
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * group["share"]
+                optimizer.step()
+            self.step += 1
+            lesson = None
+            if before:
+                lesson, at = before
+                lesson = replace(lesson, p_after=float(self._probabilities(batch, at)[lesson.label]))
+            seconds, n_new, last = time.perf_counter() - t0, count(batch), self.step == r.n_steps
+            self.n_tokens += n_new
+            yield Progress(
+                step=self.step,
+                n_steps=r.n_steps,
+                n_tokens=self.n_tokens,
+                loss=loss,
+                learning_rate=rate,
+                grad_norm=norm,
+                tokens_per_s=n_new / seconds,
+                validation=self.validate() if validate_every and (last or self.step % validate_every == 0) else None,
+                seconds=time.perf_counter() - began,
+                lesson=lesson,
+            )
+
+    def validate(self) -> float | None:
+        """Mean loss on the validation batches, nats a token; None if there are none."""
+        with torch.no_grad():
+            totals = [(float(self._sum(b.ids, b.labels)), count(b)) for b in map(self._here, self._fixed)]
+        return sum(total for total, _ in totals) / sum(n for _, n in totals) if totals else None
+
+    def state(self) -> dict[str, Tensor]:
+        """What the optimizers remember, by parameter: `blocks.0.attn.q.weight:exp_avg` and its like."""
+        return state_of(self.optimizers, {id(p): name for name, p in self.parameters.items()})
+
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    name = next(n for n, q in self.parameters.items() if q is p)
+                    values = {key.rpartition(":")[2]: v for key, v in state.items() if key.rpartition(":")[0] == name}
+                    if any(v.ndim and v.shape != p.shape for v in values.values()) or not values:
+                        raise BadCheckpoint(f"the optimizer's state does not fit {name}")
+                    optimizer.state[p] = {k: v.to(p.device if v.ndim else "cpu").clone() for k, v in values.items()}
+
+    def _sum(self, ids: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
+            return losses(self.decoder, ids, labels)
+
+    def _gradients(self, batch: Batch) -> float:
+        """The mean loss of a batch, whose gradient is left in the parameters."""
+        for p in self.parameters.values():
+            p.grad = None
+        n, total = count(batch), 0.0
+        for ids, labels in zip(
+            torch.split(batch.ids, self._micro), torch.split(batch.labels, self._micro), strict=True
+        ):
+            loss = self._losses(ids, labels)
+            torch.autograd.backward(loss / n)
+            total += float(loss.detach())
+        return total / n
+
+    def _here(self, batch: Batch) -> Batch:
+        return Batch(ids=batch.ids.to(self.device), labels=batch.labels.to(self.device))
+
+    @torch.no_grad()
+    def _lesson(self, batch: Batch) -> tuple[Lesson, int] | None:
+        """A position early in the batch's first sequence, as it is before the update; and where it is."""
+        learned = (batch.labels[0] != IGNORED).nonzero().flatten()
+        if not len(learned):
+            return None
+        at = int(learned[min(len(learned) - 1, 8 + self.step * 7 % 24)])
+        p, label = self._probabilities(batch, at), int(batch.labels[0, at])
+        guess, features = int(p.argmax()), tuple(batch.ids[0, max(0, at - 15) : at + 1].tolist())
+        before = float(p[label])
+        return Lesson(
+            features=features, label=label, guess=guess, p_guess=float(p[guess]), p_before=before, p_after=before
+        ), at
+
+    @torch.no_grad()
+    def _probabilities(self, batch: Batch, at: int) -> Tensor:
+        x = self.decoder.stream(batch.ids[:1, : at + 1])
+        return self.decoder.readout(x[0, -1]).float().softmax(-1)
+
+
+def best_precision(device: torch.device) -> Precision:
+    """bfloat16 where the machine multiplies it natively, and so many times faster; float32 elsewhere."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device.type == "cpu":
+        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return "bfloat16" if native else "float32"
+    return "float32"
+
+
+def worth_compiling(n_params: int, recipe: Recipe) -> bool:
+    """Whether a run is long enough, and a compiler is there."""
+    work = 6 * n_params * recipe.n_tokens(recipe.n_steps)
+    return work > COMPILE_FLOPS and any(map(shutil.which, ("g++", "clang++", "c++")))
+
+
+def count(batch: Batch) -> int:
+    return max(1, int((batch.labels != IGNORED).sum()))
