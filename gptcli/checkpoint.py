@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,18 @@ def _fill(layout: Layout, device: torch.device, dtype: torch.dtype) -> Decoder:
     """A decoder whose every parameter comes from the files: built without memory, then filled tensor by tensor."""
     with torch.device("meta"):
         decoder = Decoder(layout.config)
+    for part, tensor in stored_parts(layout, device=device, dtype=dtype):
+        _assign(decoder, part, tensor)
+    empty = [name for name, parameter in decoder.named_parameters() if parameter.is_meta]
+    if empty:
+        raise BadCheckpoint(f"{empty[0]} was not filled")
+    return decoder.eval()
+
+
+def stored_parts(
+    layout: Layout, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Iterator[tuple[Part, Tensor]]:
+    """What the files hold of each parameter, in our spelling, one tensor at a time. Raises BadCheckpoint."""
     by_file = defaultdict[Path, list[Placement]](list)
     for placement in layout.placements:
         by_file[placement.tensor.file].append(placement)
@@ -144,20 +156,16 @@ def _fill(layout: Layout, device: torch.device, dtype: torch.dtype) -> Decoder:
                     if placement.fix:
                         tensor = placement.fix.load(tensor, layout.config)
                     for part in placement.parts:
-                        _assign(decoder, part, tensor)
+                        yield part, tensor[part.start : part.stop]
         except (SafetensorError, OSError) as error:
             raise BadCheckpoint(f"{file.name}: cannot be read: {error}") from error
-    empty = [name for name, parameter in decoder.named_parameters() if parameter.is_meta]
-    if empty:
-        raise BadCheckpoint(f"{empty[0]} was not filled")
-    return decoder.eval()
 
 
 def _assign(decoder: Decoder, part: Part, tensor: Tensor) -> None:
     path, _, leaf = part.name.rpartition(".")
     module = decoder.get_submodule(path)
     if part.row is None:
-        setattr(module, leaf, nn.Parameter(tensor[part.start : part.stop], requires_grad=False))
+        setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
         return
     parameter = getattr(module, leaf)
     if parameter.is_meta:  # the first of the heads that are stored apart

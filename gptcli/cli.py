@@ -14,7 +14,10 @@ from gptcli.errors import GptcliError
 from gptcli.render.output import ClosedPipe, say, silence
 from gptcli.render.safe import one_line
 
-COMMANDS = ("generate", "train", "tokenize", "info", "families")  # each a function of its own name in gptcli.commands
+COMMANDS = (  # each a function of its own name in gptcli.commands
+    *("generate", "score", "examples", "train", "finetune", "merge", "diff"),
+    *("tokenize", "info", "families"),
+)
 HIDDEN = {"inspect": "info"}  # other tools' names for the same
 OF_THE_PROGRAM = ("--help", "-h", "--version", "--install-completion", "--show-completion")
 

@@ -13,7 +13,7 @@ import json
 import shutil
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -66,7 +66,7 @@ def find(names: Sequence[str]) -> list[str]:
 
 
 def documents(files: Iterable[str]) -> Iterator[str]:
-    """Every document: a line's "text" in .jsonl, the parts between `<|endoftext|>` elsewhere; empty ones are skipped."""
+    """Every document: a line's "text" in .jsonl, the parts between `<|endoftext|>` elsewhere; no empty ones."""
     for name in files:
         read = _jsonl(name) if name.endswith(".jsonl") else _text(name).split(END)
         yield from filter(None, (document.strip("\r\n ") for document in read))
@@ -200,32 +200,33 @@ def write_tokenizer(library: Library, folder: Path, n_ctx: int) -> None:
 
 
 def write_tokens(
-    texts: Iterable[str], validation: Iterable[str], folder: Path, *, tokenizer: Path, end_id: int, share: float
+    texts: Iterable[str],
+    validation: Iterable[str],
+    folder: Path,
+    *,
+    encode: Callable[[list[str]], list[list[int]]],
+    n_vocab: int,
+    end_id: int,
+    share: float,
+    tokenizer: str = "",
 ) -> Tokens:
-    """Encodes everything, batch by batch. `validation`: texts of its own; else the last `share` of the documents' ids.
+    """Encodes everything, batch by batch. `validation`: texts of its own; else the last `share` of the ids.
 
     A validation part cut off the end starts at a document's border where there is one. Raises GptcliError when empty.
     """
-    from tokenizers import Tokenizer
-
-    library = Tokenizer.from_file(str(tokenizer))
-    library.no_truncation()
-    width = 2 if library.get_vocab_size() <= 1 << 16 else 4
-    starts, n_bytes, n_own = list[int](), 0, 0
+    width = 2 if n_vocab <= 1 << 16 else 4
+    starts, n_bytes, n, n_own = list[int](), 0, 1, 1
     temporary = folder / "tokens.bin.tmp"
     with temporary.open("wb") as file:
         file.write(_packed([end_id], width))
-        n = 1
         for kind, part in (("train", texts), ("validation", validation)):
             n_own = n
             waiting = iter(part)
             while batch := list(islice(waiting, 512)):
-                for text, encoded in zip(
-                    batch, library.encode_batch_fast(batch, add_special_tokens=False), strict=True
-                ):
+                for text, ids in zip(batch, encode(batch), strict=True):
                     starts.extend([n] if kind == "train" else ())
-                    file.write(_packed([*encoded.ids, end_id], width))
-                    n += len(encoded.ids) + 1
+                    file.write(_packed([*ids, end_id], width))
+                    n += len(ids) + 1
                     n_bytes += len(text.encode())
             if not starts:
                 raise GptcliError("the corpus is empty", hint='text files, or .jsonl files with a "text" in each line')
@@ -236,15 +237,23 @@ def write_tokens(
         n_train = min((s for s in starts[1:] if s >= aim), default=aim) if share else n
     temporary.replace(folder / "tokens.bin")
     tokens = Tokens(
-        n=n,
-        n_train=n_train,
-        n_documents=len(starts),
-        n_bytes=n_bytes,
-        bytes_per_id=width,
-        tokenizer=hashlib.sha256(tokenizer.read_bytes()).hexdigest(),
+        n=n, n_train=n_train, n_documents=len(starts), n_bytes=n_bytes, bytes_per_id=width, tokenizer=tokenizer
     )
     (folder / "tokens.json").write_text(json.dumps(asdict(tokens), indent=2) + "\n", encoding="utf-8")
     return tokens
+
+
+def encoder(tokenizer: Path) -> tuple[Callable[[list[str]], list[list[int]]], str]:
+    """The function that turns texts into ids, many at a time, and the sha256 of the tokenizer's file."""
+    from tokenizers import Tokenizer
+
+    library = Tokenizer.from_file(str(tokenizer))
+    library.no_truncation()
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [e.ids for e in library.encode_batch_fast(texts, add_special_tokens=False)]
+
+    return encode, hashlib.sha256(tokenizer.read_bytes()).hexdigest()
 
 
 def check_length(tokens: Tokens, n_ctx: int) -> None:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from gptcli.corpus import Tokens, check_length
 from gptcli.errors import BadCheckpoint, GptcliError
+from gptcli.pairs import Pair
+from gptcli.tokens import Tokenizer
 
 IGNORED = -100  # labels that are not learned, as everywhere in this field
 
@@ -61,7 +63,7 @@ class Windows:
 
     def _shuffled(self, epoch: int) -> tuple[int, Tensor]:
         """(offset, order of the windows) of an epoch."""
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+        generator = _rng(self._seed, epoch)
         offset = int(torch.randint(self._slack, (), generator=generator))
         return offset, torch.randperm(self.n_windows, generator=generator)
 
@@ -87,3 +89,60 @@ class Windows:
         chosen = torch.linspace(0, n - 1, min(n, self._n_validation)).long().tolist() if n > 0 else []
         starts = [self._n_train + i * self._n_ctx for i in dict.fromkeys(chosen)]
         return [self._windows(starts[i : i + 16]) for i in range(0, len(starts), 16)]
+
+
+class Pairs:
+    """Batches of prompts and completions, each pair a row of its own that ends with the end token; prompts are masked.
+
+    An epoch shows every pair once, in an order of its own. Rows are padded on the right to the longest of the batch.
+    """
+
+    def __init__(self, train: Sequence[Encoded], validation: Sequence[Encoded], *, seed: int) -> None:
+        self._train, self._validation, self._seed = train, validation, seed
+        self._order = lru_cache(maxsize=2)(self._shuffled)
+
+    def _shuffled(self, epoch: int) -> Tensor:
+        return torch.randperm(len(self._train), generator=_rng(self._seed, epoch))
+
+    def train(self, start: int, stop: int) -> Batch:
+        places = (divmod(i, len(self._train)) for i in range(start, stop))
+        return padded([self._train[int(self._order(epoch)[i])] for epoch, i in places])
+
+    def validation(self) -> list[Batch]:
+        return [padded(self._validation[i : i + 32]) for i in range(0, min(256, len(self._validation)), 32)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A pair as ids; the first `n_prompt` of them are given."""
+
+    ids: tuple[int, ...]
+    n_prompt: int
+
+
+def encode_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer, *, end_id: int, start_id: int | None) -> list[Encoded]:
+    """Each part by itself, as `generate` will meet the prompt; an empty prompt begins with the start token."""
+    found = []
+    for pair in pairs:
+        prompt = tokenizer.encode(pair.prompt)
+        if not prompt and start_id is not None:
+            prompt = [start_id]
+        completion = tokenizer.encode(pair.completion, bos=False)
+        found.append(Encoded(ids=(*prompt, *completion, end_id), n_prompt=len(prompt)))
+    return found
+
+
+def padded(rows: Sequence[Encoded]) -> Batch:
+    """Rows side by side, the shorter ones filled up with what is neither seen nor learned."""
+    width = max(len(row.ids) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.int64)
+    labels = torch.full((len(rows), width), IGNORED)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.ids)] = torch.tensor(row.ids)
+        learned = ids[i, max(1, row.n_prompt) : len(row.ids)]
+        labels[i, max(1, row.n_prompt) - 1 : len(row.ids) - 1] = learned
+    return Batch(ids=ids[:, :-1].contiguous(), labels=labels[:, :-1].contiguous())
+
+
+def _rng(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)

@@ -1,16 +1,42 @@
-"""Which model a command runs when the command line does not say."""
+"""Which model a command runs when the command line does not say, and where an adapter is."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from gptcli.errors import NotFound
 from gptcli.settings import Setting
 
+ADAPTER = "adapter_config.json"
+
+
+def shipped() -> Path | None:
+    """The folder of the checkpoint that comes with the program: inside the package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "weights", package.parent / "weights"):
+        if (folder / "config.json").is_file():
+            return folder
+    return None
+
 
 def chosen_model(settings: Mapping[str, Setting]) -> str:
-    """The name from the flag, the environment or the config file. Raises NotFound where none says one."""
+    """The name from the flag, the environment or the config file, else the shipped model. Raises NotFound without."""
     name = settings["model"].value
-    if name is None:
+    if name is not None:
+        return str(name)
+    if (folder := shipped()) is None:
         raise NotFound("no model is given", hint="name a folder: --model DIR, or set GPTCLI_MODEL")
-    return str(name)
+    return str(folder)
+
+
+def adapter_folder(name: str) -> Path:
+    """An adapter by its folder, or one of those that come with the program by its name. Raises NotFound."""
+    home = shipped()
+    places = [Path(name)] + ([home / name] if home and Path(name).name == name else [])
+    for place in places:
+        if (place / ADAPTER).is_file():
+            return place
+    known = sorted(p.parent.name for p in home.glob(f"*/{ADAPTER}")) if home else []
+    hint = f"{ADAPTER} is not in {name}" if Path(name).is_dir() else f"those that come with gptcli: {', '.join(known)}"
+    raise NotFound(f"no adapter {name}", hint=hint if known or Path(name).is_dir() else "name the folder of an adapter")

@@ -45,7 +45,8 @@ def share(decoder: Decoder, name: str) -> float:
     smaller by it and decaying as ever, the matrix trains exactly as if the factor stood outside.
     """
     parts = name.split(".")
-    if parts[0] == "blocks" and parts[2:4] == ["attn", "q"] and not decoder.config.qk_norm:
+    of_queries = parts[0] == "blocks" and parts[2:] in (["attn", "q", "weight"], ["attn", "q", "b"])
+    if of_queries and not decoder.config.qk_norm:
         return float(decoder.config.d_head**-0.5 / decoder.config.layers[int(parts[1])].scale)
     return 1.0
 
@@ -100,7 +101,7 @@ def orthogonal(matrices: Tensor, dtype: torch.dtype = torch.float32, rounds: int
 
 
 def state_of(optimizers: Iterable[torch.optim.Optimizer], names: Mapping[int, str]) -> dict[str, Tensor]:
-    """What they remember, by parameter: `blocks.0.attn.q.weight:momentum` and its like. names: id(parameter) -> name."""
+    """What they remember: `blocks.0.attn.q.weight:momentum` and its like. names: id(parameter) -> name."""
     return {
         f"{names[id(p)]}:{key}": value
         for optimizer in optimizers

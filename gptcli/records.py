@@ -142,3 +142,37 @@ class Progress:
     tokens_per_s: float  # of this step
     validation: float | None = None
     lesson: Lesson | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moved:
+    """How far one parameter is in one checkpoint from where it is in another."""
+
+    name: str  # as in model.py
+    shape: tuple[int, ...]
+    n_changed: int  # numbers that are not the same
+    relative: float  # norm of the difference over the norm of the first
+    rms_before: float  # root mean square
+    rms_change: float
+    largest: float  # change of one number
+
+    @property
+    def layer(self) -> int | None:
+        parts = self.name.split(".")
+        return int(parts[1]) if parts[0] == "blocks" else None
+
+    @property
+    def part(self) -> str:
+        """attn.q, mlp_norm, embed ...; a bias keeps its leaf: attn.out.bias."""
+        stem = self.name.split(".", 2)[2] if self.name.startswith("blocks.") else self.name
+        return stem.removesuffix(".weight")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """Two checkpoints of one shape, parameter by parameter, in the order of the forward pass."""
+
+    before: str
+    after: str
+    n_params: int
+    moved: tuple[Moved, ...]

@@ -33,6 +33,7 @@ def generate(
     prompt_option: o.PromptFlag = None,
     file: o.File = None,
     model: o.Model = None,
+    adapter: o.Adapter = None,
     max_tokens: o.MaxTokens = None,
     temperature: o.Temperature = None,
     top_k: o.TopK = None,
@@ -88,11 +89,16 @@ def generate(
     try:
         from gptcli.checkpoint import load_layout
         from gptcli.layout import look
-        from gptcli.model_choice import chosen_model
+        from gptcli.model_choice import adapter_folder, chosen_model
 
+        extra = None if adapter is None else adapter_folder(adapter)
         layout = look(chosen_model(early), revision=revision, allow=allow_config or ())
         settings = settle(flags, layout.generation_config)
         checkpoint = load_layout(layout, device=settings["device"].value, dtype=settings["dtype"].value)
+        if extra is not None:
+            from gptcli.lora import apply
+
+            apply(checkpoint, extra)
     finally:
         if waiting:
             tell("\r\x1b[K")

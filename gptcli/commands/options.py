@@ -35,6 +35,13 @@ Model = Annotated[
         help="A folder, a .safetensors file, a shard index, or a name in the Hugging Face cache.",
     ),
 ]  # fmt: skip
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter", metavar="DIR", rich_help_panel=MODEL, show_default=False,
+        help="A LoRA adapter as PEFT writes them, or the name of one that comes with gptcli.",
+    ),
+]  # fmt: skip
 Revision = Annotated[
     str | None,
     typer.Option("--revision", metavar="NAME", rich_help_panel=MODEL, help="Branch, tag or commit in the cache."),

@@ -149,9 +149,10 @@ def _prepared(
         end_id = corpus.end_of(library)
         corpus.write_tokenizer(library, run, shape.n_ctx)
         hear("gptcli: turning the text into tokens ...")
+        encode, fingerprint = corpus.encoder(run / "tokenizer.json")
         tokens = corpus.write_tokens(
             corpus.documents(texts), corpus.documents(held_out), run,
-            tokenizer=run / "tokenizer.json", end_id=end_id, share=share,
+            encode=encode, n_vocab=shape.n_vocab, end_id=end_id, share=share, tokenizer=fingerprint,
         )  # fmt: skip
         corpus.check_length(tokens, shape.n_ctx)
         (run / "config.json").write_text(

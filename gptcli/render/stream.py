@@ -60,6 +60,26 @@ class TextView:
         )
 
 
+def tinted(given: bytes, parts: Sequence[tuple[bytes, float]]) -> str:
+    """A whole text, each token on the colour of its probability. parts: bytes and probability; half characters join."""
+    from rich.color import ColorSystem
+
+    done, waiting = [safe(given.decode(errors="replace"))], b""
+    for raw, p in parts:
+        waiting += raw
+        try:
+            text, waiting = waiting.decode(), b""
+        except UnicodeDecodeError:
+            if len(waiting) < 4:
+                continue
+            text, waiting = waiting.decode(errors="replace"), b""
+        for i, line in enumerate(safe(text).split("\n")):
+            done.append(
+                "\n" * bool(i) + (theme.shade(p).render(line, color_system=ColorSystem.TRUECOLOR) if line else "")
+            )
+    return "".join(done) + waiting.decode(errors="replace")
+
+
 def legend() -> str:
     """The scale of --color prob, for standard error."""
     from rich.color import ColorSystem

@@ -20,7 +20,8 @@ def line(p: Progress) -> str:
     done = f"step {p.step}/{p.n_steps}  loss {p.loss:.4f}"
     if p.validation is not None:
         done += f"  validation {p.validation:.4f}"
-    return f"{done}  lr {p.learning_rate:.2e}  norm {p.grad_norm:.2f}  {p.tokens_per_s:,.0f} tokens/s  {duration(p.seconds)}"
+    done += f"  lr {p.learning_rate:.2e}  norm {p.grad_norm:.2f}  {p.tokens_per_s:,.0f} tokens/s"
+    return f"{done}  {duration(p.seconds)}"
 
 
 class Panel:

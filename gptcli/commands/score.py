@@ -1,0 +1,101 @@
+"""gptcli score: how likely a model finds a text."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gptcli.commands import options as o
+from gptcli.commands.prompt import read_prompt
+from gptcli.errors import CheckFailed, UsageError
+from gptcli.render import theme
+from gptcli.render.output import Output
+from gptcli.settings import settle
+
+if TYPE_CHECKING:
+    from gptcli.records import Scored
+
+
+def score(
+    text: o.Text = None,
+    file: o.File = None,
+    model: o.Model = None,
+    adapter: o.Adapter = None,
+    documents: Annotated[
+        bool, typer.Option("--documents", help="Score each part between <|endoftext|> on its own, and all together.")
+    ] = False,
+    last: Annotated[int | None, typer.Option("--last", metavar="N", min=1, help="Only the last N documents.")] = None,
+    fail_above: Annotated[
+        float | None, typer.Option("--fail-above", metavar="X", help="Exit with 6 if bits per byte are more than X.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, every token with its probability.")] = False,
+    color: o.Color = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    revision: o.Revision = None,
+) -> None:
+    """Say how likely a model finds a text: perplexity, bits per byte, and at a terminal each token's probability.
+
+    A text is scored from its first token on, behind the model's start token; what is past the context is left out.
+    """
+    settings = settle({"model": model, "color": color, "device": device, "dtype": dtype})
+    output = Output()
+    whole = read_prompt(text, None, file)
+    if not whole:
+        raise UsageError("there is no text to score", hint="gptcli score TEXT, or -f FILE, or a pipe")
+    from gptcli.checkpoint import load
+    from gptcli.corpus import END
+    from gptcli.lora import apply
+    from gptcli.model_choice import adapter_folder, chosen_model
+    from gptcli.score import score as scores
+
+    checkpoint = load(
+        chosen_model(settings), revision=revision, device=settings["device"].value, dtype=settings["dtype"].value
+    )
+    if adapter is not None:
+        apply(checkpoint, adapter_folder(adapter))
+    texts = [part.strip() for part in whole.split(END) if part.strip()] if documents else [whole]
+    found = list(scores(checkpoint, texts[-last:] if last else texts))
+    figures = _figures(found)
+    raw = checkpoint.tokenizer.raw
+    if as_json:
+        tokens = [] if documents else [
+            {"id": i, "text": raw(i).decode(errors="replace"), "logprob": logprob}
+            for i, logprob in zip(found[0].ids[1:], found[0].logprobs, strict=True)
+        ]  # fmt: skip
+        output.line(json.dumps({"model": checkpoint.name, **figures, "token_scores": tokens}, ensure_ascii=False))
+    else:
+        if output.is_terminal and not documents and theme.wants_colour(settings["color"].value, terminal=True):
+            from gptcli.render.stream import tinted
+
+            parts = [(raw(i), math.exp(p)) for i, p in zip(found[0].ids[1:], found[0].logprobs, strict=True)]
+            output.line(tinted(raw(found[0].ids[0]), parts) + "\n")
+        output.line(_line(figures))
+    if fail_above is not None and not figures["bits_per_byte"] <= fail_above:
+        raise CheckFailed(f"{figures['bits_per_byte']:.4f} bits per byte are more than {fail_above}")
+
+
+def _figures(found: list[Scored]) -> dict[str, Any]:
+    nats, n = sum(s.nats for s in found), sum(len(s.logprobs) for s in found)
+    n_bytes = sum(s.n_bytes for s in found)
+    return {
+        "documents": len(found),
+        "tokens": n,
+        "bytes": n_bytes,
+        "dropped_tokens": sum(s.n_dropped for s in found),
+        "nats_per_token": nats / n,
+        "perplexity": math.exp(min(700.0, nats / n)),
+        "bits_per_byte": nats / math.log(2) / n_bytes if n_bytes else math.inf,
+    }
+
+
+def _line(f: dict[str, Any]) -> str:
+    dropped = f", {f['dropped_tokens']:,} tokens past the context left out" if f["dropped_tokens"] else ""
+    return (
+        f"{f['bits_per_byte']:.4f} bits per byte, perplexity {f['perplexity']:.4g} a token, {f['nats_per_token']:.4f} "
+        f"nats a token ({f['documents']:,} document{'s' * (f['documents'] != 1)}, {f['tokens']:,} tokens, "
+        f"{f['bytes']:,} bytes{dropped})"
+    )
