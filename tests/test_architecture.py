@@ -16,22 +16,9 @@ MODULES = {
 }
 HEAVY = {"torch", "safetensors", "tokenizers", "numpy"}
 TENSORS = {
-    "gptcli." + name
-    for name in (
-        *(
-            "cache",
-            "checkpoint",
-            "data",
-            "generation",
-            "model",
-            "optimizer",
-            "rope",
-            "sample",
-            "saves",
-            "score",
-            "train",
-        ),
-    )
+    *("gptcli.cache", "gptcli.checkpoint", "gptcli.compare", "gptcli.data", "gptcli.generation", "gptcli.lora"),
+    *("gptcli.model", "gptcli.optimizer", "gptcli.rope", "gptcli.sample", "gptcli.saves", "gptcli.score"),
+    "gptcli.train",
 }
 TERMINAL = {"rich", "typer"}
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,6 +121,7 @@ def fit(
             n_bytes=weights + moments + (8 << 20),
         )
         publish(folder, out)
+        replace_text(out / "loss.svg", picture(metrics(out), title=f"{out.resolve().name}: loss while training"))
         saved_at, unsaved = time.monotonic(), False
 
     validate_every = watch.validate_every or max(1, n_steps // VALIDATE_SHARE)
@@ -161,6 +162,14 @@ def _metric(progress: Progress) -> dict[str, Any]:
         "tokens_per_s": round(progress.tokens_per_s, 1),
     }
     return record if progress.validation is None else record | {"validation": progress.validation}
+
+
+def picture(records: Sequence[Mapping[str, Any]], *, title: str) -> str:
+    """The loss curve of a run as SVG."""
+    from gptcli.render.curve import svg
+
+    loss = [(float(r["tokens"]), float(r["loss"])) for r in records]
+    return svg(loss, [(float(r["tokens"]), float(r["validation"])) for r in records if "validation" in r], title=title)
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:

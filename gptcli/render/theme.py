@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 PROMPT = "#ddf2cf"
 ANSWER = "#f5c3d3"
 LABEL = "#8d95d7"
+UNKNOWN = "#fde7ef"  # what comes next is not known yet
 INK = "#2b2b2b"
 
 # cividis (Nunez, Anderton, Renslow 2018), ten steps: readable with any colour vision, and in grey
