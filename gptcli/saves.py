@@ -30,6 +30,7 @@ from torch import Tensor
 
 from gptcli.checkpoint import flush, settle_files
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound
+from gptcli.folder import read_object
 from gptcli.memory import human
 
 KEEP = 2
@@ -102,7 +103,7 @@ def newest(run: Path) -> Save | None:
     for folder in reversed(_finished(steps)):
         fault = _fault(folder)
         if fault is None:
-            values = _read(folder / "state.json")
+            values = read_object(folder / "state.json")
             return Save(folder=folder, step=values["step"], n_tokens=values["n_tokens"], state=_tensors(folder))
         faults.append(f"{folder.name}: {fault}")
     if faults:
@@ -137,10 +138,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A file of the run. Raises NotFound or BadCheckpoint."""
     if not path.is_file():
         raise NotFound(f"{path} is not there", hint="--resume goes on with the run in --out")
-    try:
-        return _read(path)
-    except (OSError, ValueError, TypeError) as error:
-        raise BadCheckpoint(f"{path} cannot be read: {error}") from None
+    return read_object(path)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -166,7 +164,7 @@ def versions() -> dict[str, str]:
 def _fault(folder: Path) -> str | None:
     """What is wrong with a save; None if its manifest verifies."""
     try:
-        files = _read(folder / "manifest.json")["files"]
+        files = read_object(folder / "manifest.json")["files"]
         for name, expected in files.items():
             path = folder / Path(name).name
             if not path.is_file():
@@ -175,7 +173,7 @@ def _fault(folder: Path) -> str | None:
                 return f"{name} has {path.stat().st_size} bytes of {expected['size']}"
             if _sha256(path) != expected["sha256"]:
                 return f"{name} is damaged"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, GptcliError, KeyError, TypeError, AttributeError):
         return "manifest.json cannot be read"
     return None
 
@@ -188,13 +186,6 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError("not an object")
-    return found
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:

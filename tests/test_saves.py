@@ -1,0 +1,119 @@
+"""What a run keeps can be killed, damaged and filled up: the last good save is always there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptcli.errors import BadCheckpoint, GptcliError, NotFound
+from gptcli.saves import newest, publish, read_json, write_save
+
+STATE = {"a:exp_avg": torch.arange(6.0).view(2, 3), "a:step": torch.tensor(4.0)}
+
+
+def model(text: str) -> object:
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "model.safetensors").write_text(text)
+        (folder / "config.json").write_text("{}")
+
+    return write
+
+
+def saved(run: Path, step: int, text: str = "weights") -> Path:
+    return write_save(run, STATE, model(text), step=step, n_tokens=step * 10, n_bytes=1000)  # type: ignore[arg-type]
+
+
+def test_a_save_comes_back_as_it_was(tmp_path: Path) -> None:
+    saved(tmp_path, 5)
+    found = newest(tmp_path)
+    assert found and (found.step, found.n_tokens) == (5, 50)
+    assert all(torch.equal(found.state[key], STATE[key]) for key in STATE)
+    assert (tmp_path / "LATEST").read_text() == "step-0000005\n"
+
+
+def test_two_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        saved(tmp_path, step)
+    assert sorted(p.name for p in (tmp_path / "steps").iterdir()) == ["step-0000002", "step-0000003"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "no manifest", "manifest is no JSON"])
+def test_a_damaged_save_is_passed_over_for_the_one_before(tmp_path: Path, damage: str) -> None:
+    saved(tmp_path, 1)
+    folder = saved(tmp_path, 2)
+    file = folder / "model.safetensors"
+    if damage == "truncated":
+        file.write_text("weigh")
+    elif damage == "flipped":
+        file.write_text("wEights")
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "no manifest":
+        (folder / "manifest.json").unlink()
+    else:
+        (folder / "manifest.json").write_text("[" * 9000)
+    found = newest(tmp_path)
+    assert found and found.step == 1
+
+
+def test_if_all_are_damaged_it_says_what_is_wrong(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 2)
+    (folder / "model.safetensors").write_text("x")
+    with pytest.raises(BadCheckpoint, match=r"step-0000002: model.safetensors has 1 bytes of 7"):
+        newest(tmp_path)
+
+
+def test_what_a_killed_process_left_is_no_save_and_goes(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    for name in ("step-0000002.tmp", ".step-0000002.tmp.x7f"):
+        (tmp_path / "steps" / name).mkdir()
+    found = newest(tmp_path)
+    assert found and found.step == 1
+    saved(tmp_path, 2)
+    assert sorted(p.name for p in (tmp_path / "steps").iterdir()) == ["step-0000001", "step-0000002"]
+
+
+def test_a_disk_without_room_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    with pytest.raises(GptcliError, match="a save takes .* are free on the disk"):
+        write_save(tmp_path, STATE, model("x"), step=2, n_tokens=0, n_bytes=1 << 60)  # type: ignore[arg-type]
+    found = newest(tmp_path)
+    assert found and found.step == 1
+
+
+def test_a_write_that_fails_leaves_the_last_save(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+
+    def full(folder: Path) -> None:
+        folder.mkdir()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(GptcliError, match="step 2 cannot be saved in .*: No space left on device"):
+        write_save(tmp_path, STATE, full, step=2, n_tokens=0, n_bytes=10)
+    found = newest(tmp_path)
+    assert found and found.step == 1
+    assert [p.name for p in (tmp_path / "steps").iterdir()] == ["step-0000001"]
+
+
+def test_the_published_model_is_whole_and_outlives_its_save(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for step in (1, 2, 3, 4):
+        publish(saved(out / "run", step, f"weights {step}"), out)
+    assert (out / "model.safetensors").read_text() == "weights 4"
+    assert {p.name for p in out.iterdir()} == {"model.safetensors", "config.json", "run"}
+
+
+def test_no_file_of_a_save_is_a_pickle(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1)
+    names = {p.name for p in folder.iterdir()}
+    assert names == {"model.safetensors", "config.json", "optimizer.safetensors", "state.json", "manifest.json"}
+    assert json.loads((folder / "manifest.json").read_text())["files"].keys() == names - {"manifest.json"}
+
+
+def test_a_run_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="recipe.json is not there"):
+        read_json(tmp_path / "recipe.json")

@@ -1,0 +1,195 @@
+"""Training is correct: gradients as transformers has them, one batch learned by heart, and stops that lose nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from zoo import ZOO, Kind, built
+
+from gptcli import Checkpoint, load
+from gptcli.config import Config, Layer
+from gptcli.data import IGNORED, Batch
+from gptcli.errors import BadCheckpoint, GptcliError
+from gptcli.families import FAMILIES
+from gptcli.layout import stored_names
+from gptcli.model import Decoder
+from gptcli.recipe import Recipe
+from gptcli.train import Training, count, initialise, losses
+
+TRAINED = [kind for kind in ZOO if kind.name in ("gpt2", "gpt_neo", "gpt_neox", "llama", "qwen3", "gptj", "gemma2")]
+CONFIG = Config(
+    n_vocab=60, n_ctx=16, d_model=32, n_head=4, n_kv_head=4, d_head=8, d_ff=64, layers=(Layer(), Layer(window=4)),
+    learned_positions=True, tied=True, norm_bias=True, out_bias=True, mlp_bias=True,
+)  # fmt: skip
+
+
+class Fixed:
+    """The same few sequences again and again."""
+
+    def __init__(self, n: int = 4, seed: int = 0, *, wrong: int | None = None) -> None:
+        ids = torch.randint(0, CONFIG.n_vocab, (n, 17), generator=torch.Generator().manual_seed(seed))
+        self.batch, self.wrong = Batch(ids=ids[:, :-1].contiguous(), labels=ids[:, 1:].contiguous()), wrong
+
+    def train(self, start: int, stop: int) -> Batch:
+        rows = [i % len(self.batch.ids) for i in range(start, stop)]
+        return Batch(ids=self.batch.ids[rows], labels=self.batch.labels[rows])
+
+    def validation(self) -> Sequence[Batch]:
+        return [self.batch]
+
+
+def recipe(**values: object) -> Recipe:
+    return Recipe(**{"n_steps": 120, "n_ctx": 16, "batch": 4, "learning_rate": 3e-3, "schedule": "constant", **values})  # type: ignore[arg-type]
+
+
+def new(seed: int = 0) -> Decoder:
+    decoder = Decoder(CONFIG)
+    initialise(decoder, seed)
+    return decoder
+
+
+@pytest.mark.parametrize("kind", TRAINED, ids=str)
+def test_gradients_equal_the_reference_s(kind: Kind, zoo_root: Path) -> None:
+    """Every parameter's, in fp32, to 1e-5 of its largest."""
+    folder, theirs = built(kind.name, zoo_root)
+    ours = load(str(folder))
+    ours.decoder.requires_grad_(True)
+    ids = torch.randint(1, 260, (3, 21), generator=torch.Generator().manual_seed(2))
+    labels = ids[:, 1:].clone()
+    labels[0, :7] = IGNORED
+    losses(ours.decoder, ids[:, :-1], labels).backward()
+    theirs.zero_grad()
+    with torch.enable_grad():
+        logits = theirs(ids[:, :-1], use_cache=False).logits
+        torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        ).backward()
+    gradients = as_stored(ours)
+    found = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    theirs.zero_grad()
+    assert len(found) > 10
+    for name, gradient in found.items():
+        mine = gradients[name if name in gradients else name.replace("lm_head", "embed_out")]
+        assert float((mine - gradient).abs().max()) <= 1e-5 * float(gradient.abs().max()), name
+
+
+def as_stored(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Our gradients in the family's own spelling: those of a gain stored as 1 + w are w's own."""
+    gradients = {name: p.grad for name, p in checkpoint.decoder.named_parameters()}
+    result = {}
+    for name, (fix, parts) in stored_names(checkpoint.config, FAMILIES[checkpoint.family]).items():
+        rows = [gradients[p.name] if p.row is None else gradients[p.name][p.row] for p in parts]  # type: ignore[index]
+        gradient = torch.cat(rows) if len(rows) > 1 else rows[0]  # type: ignore[arg-type]
+        linear = fix and "minus" not in fix.why
+        result[name] = fix.save(gradient, checkpoint.config) if fix and linear else gradient
+    return result
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_one_batch_is_learned_by_heart(optimizer: str) -> None:
+    training = Training(new(), Fixed(), recipe(optimizer=optimizer, learning_rate=5e-3))
+    curve = [progress.loss for progress in training.run()]
+    assert curve[0] == pytest.approx(math.log(CONFIG.n_vocab), abs=0.1), "before training every token is as likely"
+    assert curve[-1] < 0.02
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_twenty_steps_and_twenty_more_are_forty(optimizer: str) -> None:
+    r = recipe(n_steps=40, optimizer=optimizer, batch=3)
+    whole = Training(new(), Fixed(7), r)
+    curve = [p.loss for p in whole.run()]
+    half = Training(new(), Fixed(7), r)
+    first = [p.loss for _, p in zip(range(20), half.run(), strict=False)]
+    again = new(seed=99)
+    again.load_state_dict(half.decoder.state_dict())
+    rest = Training(again, Fixed(7), r, step=half.step, n_tokens=half.n_tokens, state=half.state())
+    second = [p.loss for p in rest.run()]
+    assert first + second == curve
+    assert rest.n_tokens == whole.n_tokens == 40 * 3 * 16
+    for (name, a), b in zip(whole.decoder.named_parameters(), rest.decoder.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_micro_batches_give_the_same_gradients() -> None:
+    curves = [
+        [p.loss for p in Training(new(), Fixed(8), recipe(batch=8, n_steps=6, micro_batch=m)).run()] for m in (8, 3)
+    ]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+
+
+def test_bfloat16_learns_too() -> None:
+    *_, last = Training(new(), Fixed(), recipe(precision="bfloat16", learning_rate=5e-3)).run()
+    assert last.loss < 0.1
+
+
+def test_labels_that_are_ignored_are_neither_learned_nor_counted() -> None:
+    decoder, ids = new(), Fixed().batch.ids
+    labels = torch.full_like(ids, IGNORED)
+    labels[:, 3] = 7
+    assert count(Batch(ids=ids, labels=labels)) == 4
+    rows = decoder(ids)[:, 3].log_softmax(-1)[:, 7]
+    torch.testing.assert_close(losses(decoder, ids, labels), -rows.sum())
+
+
+def test_a_loss_that_is_no_number_stops_before_it_does_harm() -> None:
+    decoder = new()
+    training = Training(decoder, Fixed(), recipe())
+    steps = training.run()
+    for _ in range(3):
+        next(steps)
+    decoder.blocks[0].mlp.up.bias.data[0] = math.nan  # type: ignore[union-attr, index]
+    before = decoder.embed.weight.detach().clone()
+    with pytest.raises(GptcliError, match="step 4: the loss is nan") as caught:
+        next(steps)
+    assert "last save" in caught.value.hint
+    assert training.step == 3 and torch.equal(decoder.embed.weight, before)
+
+
+def test_a_lesson_shows_a_real_position_before_and_after_its_step() -> None:
+    fixed, decoder = Fixed(), new()
+    training = Training(decoder, fixed, recipe(learning_rate=1e-2, warmup_tokens=0))
+    progress = next(training.run(show_every=1))
+    lesson = progress.lesson
+    assert lesson is not None
+    row = fixed.batch.ids[0].tolist()
+    at = next(i for i in range(16) if tuple(row[max(0, i - 15) : i + 1]) == lesson.features)
+    assert lesson.label == int(fixed.batch.labels[0, at])
+    with torch.no_grad():
+        p_after = decoder(fixed.batch.ids[:1])[0, at].softmax(-1)
+        p_before = new()(fixed.batch.ids[:1])[0, at].softmax(-1)
+    assert lesson.p_before == pytest.approx(float(p_before[lesson.label]), rel=1e-3)
+    assert lesson.p_after == pytest.approx(float(p_after[lesson.label]), rel=1e-3)
+    assert lesson.guess == int(p_before.argmax()) and lesson.p_after > lesson.p_before
+
+
+def test_validation_is_the_mean_loss_of_its_tokens() -> None:
+    training = Training(new(), Fixed(), recipe())
+    batch = Fixed().batch
+    assert training.validate() == pytest.approx(losses(new(), batch.ids, batch.labels).item() / 64, rel=1e-6)
+
+
+def test_the_state_of_another_model_is_refused() -> None:
+    state = Training(new(), Fixed(), recipe()).state()
+    assert not state, "nothing is remembered before the first step"
+    training = Training(new(), Fixed(), recipe(n_steps=1))
+    list(training.run())
+    other = Decoder(dataclasses.replace(CONFIG, d_ff=48))
+    with pytest.raises(BadCheckpoint, match="does not fit"):
+        Training(other, Fixed(), recipe(), step=1, state=training.state())
+
+
+def test_new_weights_are_gpt2_s() -> None:
+    decoder = Decoder(dataclasses.replace(CONFIG, d_model=256, d_ff=1024, n_vocab=tiny.N_VOCAB, d_head=64))
+    initialise(decoder, 0)
+    std = {name: float(p.detach().std()) for name, p in decoder.named_parameters() if p.ndim == 2}
+    assert std["embed.weight"] == pytest.approx(0.02, rel=0.02)
+    for name in ("blocks.0.mlp.down.weight", "blocks.1.attn.out.weight"):
+        assert std[name] == pytest.approx(0.02 / math.sqrt(4), rel=0.02), "what is written to the stream starts smaller"
+    assert std["blocks.0.attn.q.weight"] == pytest.approx(0.02 / 8, rel=0.02), "1/sqrt(d) is in the queries"
+    assert all(not p.any() for name, p in decoder.named_parameters() if name.endswith("bias"))

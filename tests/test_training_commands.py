@@ -1,0 +1,408 @@
+"""train, finetune, merge, diff, examples and score as a person runs them: killed, with a full disk, in a terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from programs import PROGRAM, environment, gptcli, in_terminal
+from safetensors.torch import load_file
+
+from gptcli import load, look
+
+WORDS = "the cat sat on a red mat and then it ran to the big blue house where a small dog was asleep".split()  # noqa: SIM905
+SMALL = ("--size", "nano", "--layers", "2", "--width", "32", "--context", "32", "--vocab", "300",
+         "--batch-tokens", "128", "--no-compile")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty texts of words in a fixed disorder."""
+    g = torch.Generator().manual_seed(0)
+    texts = [" ".join(WORDS[int(i)] for i in torch.randint(len(WORDS), (60,), generator=g)) for _ in range(60)]
+    file = tmp_path_factory.mktemp("corpus") / "texts.txt"
+    file.write_text("\n<|endoftext|>\n".join(texts))
+    return file
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "model"
+    done = gptcli("train", corpus, "--out", out, *SMALL, "--steps", "40", "--optimizer", "muon")
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout == b""
+    return out
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    rows = [{"prompt": f"the {a} {b}", "completion": f" => {b} {a}"} for a in WORDS for b in WORDS if a != b]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_result_is_a_model_that_generates(trained: Path) -> None:
+    assert {"config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "loss.svg", "run"} == {
+        p.name for p in trained.iterdir()
+    } - {"tokenizer_config.json", "generation_config.json"}
+    done = gptcli("the cat", "-m", trained, "-n", "12", "-t", "0")
+    assert done.returncode == 0 and any(word in done.stdout.decode() for word in WORDS)
+    assert (trained / "loss.svg").read_text().startswith("<svg")
+
+
+def test_the_layout_is_gpt3_s_as_gpt_neo_spells_it(trained: Path) -> None:
+    layout = look(str(trained))
+    assert layout.family == "gpt_neo" and layout.config.tied and layout.config.learned_positions
+    assert [layer.window for layer in layout.config.layers] == [None, 256]
+    values = json.loads((trained / "config.json").read_text())
+    assert values["attention_types"] == [[["global", "local"], 1]]
+
+
+def test_transformers_loads_it_and_has_the_same_logits(trained: Path) -> None:
+    from transformers import AutoTokenizer, GPTNeoForCausalLM
+
+    theirs, ours = GPTNeoForCausalLM.from_pretrained(trained, attn_implementation="eager").eval(), load(str(trained))
+    ids = ours.tokenizer.encode("the big dog ran and then it sat on the blue mat")
+    assert AutoTokenizer.from_pretrained(trained).encode("the big dog ran and then it sat on the blue mat") == ids
+    with torch.no_grad():
+        expected, found = theirs(torch.tensor([ids])).logits, ours.decoder(torch.tensor([ids]))
+    assert float((expected - found).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+def test_it_learns_and_its_metrics_say_so(trained: Path) -> None:
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 41))
+    assert rows[0]["loss"] == pytest.approx(math.log(300), abs=0.2) and rows[-1]["loss"] < 3.5
+    assert rows[-1]["tokens"] == 40 * 128 and rows[-1]["validation"] < 3.8
+    assert all(row["grad_norm"] > 0 and row["learning_rate"] > 0 for row in rows)
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*PROGRAM, *arguments],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def wait_for(condition: object, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():  # type: ignore[operator]
+        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def lines_of(file: Path) -> int:
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_forty_steps_are_twenty_a_kill_and_twenty_more_to_the_bit(corpus: Path, tmp_path: Path, optimizer: str) -> None:
+    options = (*SMALL, "--steps", "40", "--optimizer", optimizer, "--save-every", "5")
+    assert gptcli("train", corpus, "--out", tmp_path / "whole", *options).returncode == 0
+    process = start("train", corpus, "--out", tmp_path / "killed", *options)
+    wait_for(lambda: lines_of(tmp_path / "killed" / "metrics.jsonl") >= 20, process)
+    process.kill()
+    process.communicate()
+    done = gptcli("train", "--resume", "--out", tmp_path / "killed")
+    assert done.returncode == 0, done.stderr.decode()
+    whole, killed = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "killed")
+    )
+    for a, b in zip(whole, killed, strict=True):
+        assert {**a, "tokens_per_s": 0} == {**b, "tokens_per_s": 0}
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_it_can_be_killed_at_any_moment(corpus: Path, tmp_path: Path) -> None:
+    """Six times, each a little later: what is there is always a whole model and a run that goes on."""
+    out = tmp_path / "model"
+    process = start("train", corpus, "--out", out, *SMALL, "--steps", "400", "--save-every", "1")
+    wait_for(lambda: (out / "model.safetensors").exists(), process)
+    for i in range(6):
+        time.sleep(0.03 * i)
+        process.kill()
+        process.communicate()
+        load(str(out))
+        newest = (out / "run" / "LATEST").read_text().strip()
+        done = int(newest.removeprefix("step-"))
+        assert lines_of(out / "metrics.jsonl") >= done > 0
+        process = start("train", "--resume", "--out", out)
+        wait_for(lambda: lines_of(out / "metrics.jsonl") > done + 1, process)  # noqa: B023
+    process.kill()
+    process.communicate()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(corpus: Path, tmp_path: Path) -> None:
+    process = start("train", corpus, "--out", tmp_path / "m", *SMALL, "--steps", "5000")
+    wait_for(lambda: lines_of(tmp_path / "m" / "metrics.jsonl") >= 5, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"--resume" in errors and b"Traceback" not in errors
+    assert load(str(tmp_path / "m")).config.n_layer == 2
+
+
+def test_a_full_disk_is_one_line_and_the_last_save_is_sound(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    assert gptcli("train", corpus, "--out", out, *SMALL, "--steps", "3").returncode == 0
+
+    def full() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    done = subprocess.run(
+        [*PROGRAM, "train", "--resume", "--out", out, "--steps", "6", "-q"], env=environment(), capture_output=True,
+        preexec_fn=full,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert (done.stderr.count(b"\n") == 2 and b"cannot be saved" in done.stderr) or b"cannot save" in done.stderr
+    load(str(out))
+    assert gptcli("train", "--resume", "--out", out).returncode == 0
+    assert lines_of(out / "metrics.jsonl") == 6
+
+
+def test_a_loss_that_is_no_number_stops_with_its_step(corpus: Path, tmp_path: Path) -> None:
+    done = gptcli(
+        "train", corpus, "--out", tmp_path / "m", *SMALL, "--steps", "60", "--lr", "1e30", "--save-every", "1"
+    )
+    assert done.returncode == 1
+    assert (b"gptcli: error: step " in done.stderr and b"is nan" in done.stderr) or b"is inf" in done.stderr
+
+
+def test_standard_input_is_a_corpus_too(corpus: Path, tmp_path: Path) -> None:
+    done = gptcli("train", "-", "--out", tmp_path / "m", *SMALL, "--steps", "2", stdin=corpus.read_bytes())
+    assert done.returncode == 0, done.stderr.decode()
+    assert gptcli("train", "--resume", "--out", tmp_path / "m", "--steps", "3").returncode == 0
+
+
+def test_a_tokenizer_that_is_there_is_used(trained: Path, corpus: Path, tmp_path: Path) -> None:
+    done = gptcli("train", corpus, "--out", tmp_path / "m", *SMALL, "--tokenizer", trained)
+    assert done.returncode == 2 and b"--vocab is for a new tokenizer" in done.stderr
+    options = [o for o in SMALL if o not in ("--vocab", "300")]
+    done = gptcli("train", corpus, "--out", tmp_path / "m", *options, "--steps", "1", "--tokenizer", trained)
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads((tmp_path / "m" / "tokenizer.json").read_text()) == json.loads(
+        (trained / "tokenizer.json").read_text()
+    )
+
+
+def test_bad_input_gets_clear_words(corpus: Path, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "short.txt").write_text("the cat sat")
+    for arguments, code, words in (
+        (["train", tmp_path / "empty.txt", "--out", tmp_path / "a", *SMALL], 1, "the corpus is empty"),
+        (["train", corpus, tmp_path / "gone.txt", corpus, "--out", tmp_path / "b"], 3, "gone.txt"),
+        (["train", tmp_path / "short.txt", "--out", tmp_path / "c", *SMALL], 2, "fewer than one context of 32"),
+        (["train", corpus, "--out", trained], 2, "exists already"),
+        (["train", corpus], 2, "--out DIR is missing"),
+        (["train", "--out", tmp_path / "d"], 2, "nothing to train on"),
+        (["train", corpus, "--out", tmp_path / "e", "--size", "huge"], 2, "size 'huge' is not known"),
+        (["train", corpus, "--out", tmp_path / "f", "--heads", "5"], 2, "does not divide into 5 heads"),
+        (["train", corpus, "--out", tmp_path / "g", "--tokens", "many"], 2, "--tokens must be a count"),
+        (["train", "--resume", "--out", tmp_path / "h"], 3, "recipe.json is not there"),
+        (["train", "--resume", "--out", trained, "--optimizer", "adamw"], 2, "its state is of no use to adamw"),
+        (["finetune", "--resume", "--out", trained], 2, "is one of gptcli train"),
+    ):
+        done = gptcli(*arguments)  # type: ignore[arg-type]
+        errors = done.stderr.decode()
+        assert done.returncode == code, (arguments, errors)
+        assert words in errors.splitlines()[-2 if "hint:" in errors else -1], errors
+        assert "Traceback" not in errors
+
+
+def test_a_changed_tokenizer_is_found_before_it_does_harm(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    assert gptcli("train", corpus, "--out", out, *SMALL, "--steps", "2").returncode == 0
+    tokenizer = out / "run" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"cat"', '"cot"') + " ")
+    done = gptcli("train", "--resume", "--out", out, "--steps", "3")
+    assert done.returncode == 4 and b"is not the tokenizer that tokens.bin was made with" in done.stderr
+
+
+def test_in_a_terminal_a_panel_shows_the_step_as_the_article_draws_it(corpus: Path, tmp_path: Path) -> None:
+    seen, code = in_terminal("train", corpus, "--out", tmp_path / "m", *SMALL, "--steps", "40", size=(30, 100))
+    text = seen.decode()
+    assert code == 0
+    for word in ("step 40/40", "left", "loss", "tokens/s", "shown", "guess", "right", "before this step", "after it"):
+        assert word in text, word
+    assert "Traceback" not in text
+
+
+def test_in_a_pipe_there_are_plain_lines(corpus: Path, tmp_path: Path) -> None:
+    done = gptcli("train", corpus, "--out", tmp_path / "m", *SMALL, "--steps", "6", "--validate-every", "2")
+    lines = done.stderr.decode().splitlines()
+    assert sum(line.startswith("step ") for line in lines) >= 3
+    assert "\x1b" not in done.stderr.decode()
+    assert gptcli("train", corpus, "--out", tmp_path / "q", *SMALL, "--steps", "1", "-q").stderr == b""
+
+
+# --- finetune, adapters ----------------------------------------------------------------------------------------------
+
+
+def test_all_weights_learn_the_completions(trained: Path, pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tuned"
+    done = gptcli("finetune", trained, pairs, "--out", out, "--epochs", "12", "--lr", "1e-2", "--optimizer", "muon")
+    assert done.returncode == 0, done.stderr.decode()
+    answer = gptcli("the cat dog", "-m", out, "-t", "0", "-n", "10")
+    assert answer.stdout == b" => dog cat"
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["validation"] < 0.3 * rows[0]["loss"]
+
+
+def test_an_adapter_is_trained_resumed_run_and_merged(trained: Path, pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "adapter"
+    options = ("--lora", "4", "--steps", "30", "--batch", "8", "--save-every", "10", "--lr", "2e-2")
+    done = gptcli("finetune", trained, pairs, "--out", tmp_path / "whole", *options)
+    assert done.returncode == 0, done.stderr.decode()
+    process = start("finetune", trained, pairs, "--out", out, *options)
+    wait_for(lambda: lines_of(out / "metrics.jsonl") >= 13, process)
+    process.kill()
+    process.communicate()
+    assert gptcli("finetune", "--resume", "--out", out).returncode == 0
+    a, b = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "whole", out))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert gptcli("merge", trained, out, "--out", tmp_path / "merged").returncode == 0
+    adapted = gptcli("the cat dog", "-m", trained, "--adapter", out, "-t", "0", "-n", "10")
+    assert adapted.stdout == gptcli("the cat dog", "-m", tmp_path / "merged", "-t", "0", "-n", "10").stdout
+    assert adapted.stdout != gptcli("the cat dog", "-m", trained, "-t", "0", "-n", "10").stdout
+    changed = json.loads(gptcli("diff", trained, out, "--json").stdout)
+    again = json.loads(gptcli("diff", trained, tmp_path / "merged", "--json").stdout)
+    for one, two in zip(changed["parameters"], again["parameters"], strict=True):
+        assert one["relative"] == pytest.approx(two["relative"], rel=1e-5)
+
+
+def test_a_text_can_be_tuned_on_too(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("asleep asleep asleep red red red " * 60)
+    done = gptcli("finetune", trained, tmp_path / "text.txt", "--out", tmp_path / "m", "--steps", "30", "--lr", "3e-3")
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"red red" in gptcli("red red", "-m", tmp_path / "m", "-t", "0", "-n", "8", "--echo").stdout
+
+
+def test_finetune_refuses_with_clear_words(trained: Path, corpus: Path, pairs: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": ""}\n')
+    for arguments, code, words in (
+        ([trained, bad, "--out", tmp_path / "a"], 1, 'line 2: there is no "completion"'),
+        ([trained, pairs, "--out", tmp_path / "b", "--lora", "2", "--lora-targets", "q_proj,nope"], 2, "'nope'"),
+        ([trained, pairs, corpus, "--out", tmp_path / "c"], 2, "some files hold pairs and others text"),
+        ([tmp_path / "none", pairs, "--out", tmp_path / "d"], 3, "no"),
+        ([trained, pairs, "--out", tmp_path / "e", "--lora-alpha", "3"], 2, "are for an adapter"),
+        ([trained, "--out", tmp_path / "f"], 2, "what to train, and on what?"),
+        ([trained, pairs, "--out", tmp_path / "g", "--fields", "x"], 2, "is not two names"),
+    ):
+        done = gptcli("finetune", *arguments)  # type: ignore[arg-type]
+        errors = done.stderr.decode()
+        assert done.returncode == code, (arguments, errors)
+        assert words in errors and "Traceback" not in errors
+
+
+def test_an_adapter_for_another_model_is_refused(trained: Path, pairs: Path, tiny_gpt2: Path, tmp_path: Path) -> None:
+    assert gptcli("finetune", trained, pairs, "--out", tmp_path / "a", "--lora", "2", "--steps", "1").returncode == 0
+    done = gptcli("x", "-m", tiny_gpt2, "--adapter", tmp_path / "a")
+    assert done.returncode == 4 and b"is no linear layer of this gpt2 model" in done.stderr
+    done = gptcli("x", "-m", tiny_gpt2, "--adapter", "nothing-like-it")
+    assert done.returncode == 3 and b"no adapter nothing-like-it" in done.stderr
+
+
+# --- diff ------------------------------------------------------------------------------------------------------------
+
+
+def test_diff_measures_each_matrix(tiny_gpt2: Path, tmp_path: Path) -> None:
+    tensors = tiny.gpt2_tensors()
+    before = tensors["h.1.mlp.c_fc.weight"].clone()
+    tensors["h.1.mlp.c_fc.weight"][3, 5] += 0.5
+    tiny.write_gpt2(tmp_path / "b", tensors)
+    found = json.loads(gptcli("diff", tiny_gpt2, tmp_path / "b", "--json").stdout)
+    moved = [p for p in found["parameters"] if p["changed"]]
+    assert [p["name"] for p in moved] == ["blocks.1.mlp.up.weight"]
+    assert moved[0]["changed"] == 1 and moved[0]["layer"] == 1
+    assert moved[0]["relative"] == pytest.approx(0.5 / float(before.norm()), rel=1e-5)
+    assert moved[0]["largest"] == pytest.approx(0.5, rel=1e-5)
+    text = gptcli("diff", tiny_gpt2, tmp_path / "b").stdout.decode()
+    n = sum(t.numel() for t in tensors.values())
+    assert f"1 of {n:,} numbers changed" in text
+    assert "blocks.1.mlp.up moved most" in text
+    same = gptcli("diff", tiny_gpt2, tiny_gpt2, env={"COLUMNS": "300"}).stdout.decode()
+    assert "are the same, number for number" in same
+
+
+def test_diff_of_two_shapes_names_the_first(tiny_gpt2: Path, trained: Path, tmp_path: Path) -> None:
+    wider = tiny.CONFIG | {"n_positions": 32}
+    tensors = tiny.gpt2_tensors(wider)
+    tiny.write_gpt2(tmp_path / "b", tensors, n_positions=32)
+    done = gptcli("diff", tiny_gpt2, tmp_path / "b")
+    assert done.returncode == 2 and b"pos_embed.weight has shape [64, 32]" in done.stderr
+    done = gptcli("diff", tiny_gpt2, trained)
+    assert done.returncode == 2 and b"nothing to compare" in done.stderr
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_map_fits_the_terminal(trained: Path, tiny_gpt2: Path, tmp_path: Path, width: int) -> None:
+    tensors = {name: t + 0.01 for name, t in tiny.gpt2_tensors().items()}
+    tiny.write_gpt2(tmp_path / "b", tensors)
+    lines = gptcli("diff", tiny_gpt2, tmp_path / "b", env={"COLUMNS": str(width)}).stdout.decode().splitlines()
+    assert max(map(len, lines[2:-2])) <= width
+    assert any("L1" in line for line in lines) and any("embed" in line for line in lines)
+
+
+# --- examples, score -------------------------------------------------------------------------------------------------
+
+
+def test_examples_are_the_article_s_table(tiny_gpt2: Path) -> None:
+    done = gptcli("examples", "hello the", "-m", tiny_gpt2)
+    rows = [line.split("\t") for line in done.stdout.decode().splitlines()]
+    assert rows == [["1", "hell", "o"], ["2", "hell o", "·the"]]
+    found = [
+        json.loads(line) for line in gptcli("examples", "hello the", "-m", tiny_gpt2, "--jsonl").stdout.splitlines()
+    ]
+    assert found[1]["features_text"] == "hello" and found[1]["label_text"] == " the" and len(found) == 2
+    done = gptcli("examples", "a b c d e", "-m", tiny_gpt2, "--window", "2", "-n", "3")
+    assert done.stdout.decode().splitlines()[-1].split("\t")[0] == "3"
+    assert gptcli("examples", "h", "-m", tiny_gpt2).returncode == 2
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_examples_fit_the_terminal(tiny_gpt2: Path, width: int) -> None:
+    seen, code = in_terminal("examples", "the hello the hello the hello " * 4, "-m", tiny_gpt2, size=(60, width))
+    assert code == 0 and "correct next token" in seen.decode()
+
+
+def test_scores_are_the_model_s_own_probabilities(tiny_gpt2: Path, tmp_path: Path) -> None:
+    found = json.loads(gptcli("score", "hello the", "-m", tiny_gpt2, "--json").stdout)
+    checkpoint = load(str(tiny_gpt2))
+    ids = [0, *checkpoint.tokenizer.encode("hello the")]
+    with torch.no_grad():
+        rows = checkpoint.decoder(torch.tensor([ids]))[0].log_softmax(-1)
+    expected = [float(rows[i, id]) for i, id in enumerate(ids[1:])]
+    assert [t["logprob"] for t in found["token_scores"]] == pytest.approx(expected, rel=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(-sum(expected) / math.log(2) / 9, rel=1e-5)
+    (tmp_path / "two.txt").write_text("hello<|endoftext|>" + "x" * 200)
+    many = json.loads(gptcli("score", "-f", tmp_path / "two.txt", "--documents", "-m", tiny_gpt2, "--json").stdout)
+    assert many["documents"] == 2 and many["bytes"] == 5 + 63 and many["dropped_tokens"] == 200 - 63
+    done = gptcli("score", "hello", "-m", tiny_gpt2, "--fail-above", "0.01")
+    assert done.returncode == 6 and b"bits per byte are more than 0.01" in done.stderr
+    assert gptcli("score", "-m", tiny_gpt2).returncode == 2
+
+
+def test_published_scores_of_the_stories_models_come_out(stories260k: Path) -> None:
+    stories = stories260k.parent.parent / "corpora" / "tinystories" / "stories.txt"
+    done = gptcli("score", "-f", stories, "--documents", "--last", "200", "-m", stories260k, "--json")
+    assert json.loads(done.stdout)["bits_per_byte"] == pytest.approx(0.990, abs=0.001)
