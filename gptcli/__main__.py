@@ -1,5 +1,35 @@
-"""python -m gptcli"""
+"""Where the program starts: gptcli, and python -m gptcli. Takes care of Ctrl-C before anything slow is imported."""
 
-from gptcli.cli import main
+from __future__ import annotations
 
-main()
+import os
+import signal
+import sys
+from types import FrameType
+
+
+def main() -> None:
+    """Runs the program and ends the process."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a parent has us ignore it
+        signal.signal(signal.SIGINT, _interrupt)
+    from gptcli.cli import run
+
+    code = run(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said; taking the libraries down is not to be disturbed
+    sys.exit(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C. While a library is imported it ends the process at once: some swallow the exception, or crash on it."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            if sys.stderr is not None and sys.stderr.isatty():
+                sys.stderr.write("\r\x1b[K")
+                sys.stderr.flush()
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

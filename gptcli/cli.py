@@ -80,11 +80,6 @@ def _without_alias(word: str) -> str:
     return ALIASES.get(name, name) + equals + value
 
 
-def main() -> None:
-    """Runs the program and ends the process."""
-    sys.exit(run(sys.argv[1:]))
-
-
 def run(arguments: list[str]) -> int:
     """Runs one command line and returns its exit code; errors become one line on standard error."""
     try:

@@ -196,8 +196,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.ropes = {layer.rope for layer in config.layers if layer.rope}
-        self.embed = nn.Embedding(config.n_vocab, config.d_vocab)
-        self.pos_embed = nn.Embedding(config.n_ctx, config.d_model) if config.learned_positions else None
+        self.embed = _table(config.n_vocab, config.d_vocab)
+        self.pos_embed = _table(config.n_ctx, config.d_model) if config.learned_positions else None
         self.embed_in = nn.Linear(config.d_vocab, config.d_model, bias=False) if config.d_embed else None
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.final_norm = Norm(config, config.d_model) if config.final_norm else None
@@ -253,6 +253,11 @@ class Decoder(nn.Module):
             cache.angles[rope, regime] = angles(rope, cache.capacity, regime, x.device, x.dtype)
         cos, sin = cache.angles[rope, regime]
         return cos[start:stop], sin[start:stop]
+
+
+def _table(rows: int, width: int) -> nn.Embedding:
+    """Vectors by number, not filled: on the meta device torch fills with what imports its compiler, in two seconds."""
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
 
 
 class Head(nn.Module):

@@ -1,41 +1,63 @@
-"""What moves the parameters: GPT-3's Adam with decoupled weight decay, or Muon for the matrices of the blocks."""
+"""What moves the parameters: GPT-3's Adam with decoupled weight decay, or Muon for the matrices of the blocks.
+
+Both are plain classes: torch's own optimizers are the same numbers, but the first one made imports the compiler, which
+takes two seconds that a person waits at every start.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from gptcli.errors import BadCheckpoint
 from gptcli.model import Decoder
 from gptcli.recipe import Recipe
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: steep at zero, so that five rounds are enough
 
+State = dict[str, Tensor]
 
-def optimizers(decoder: Decoder, recipe: Recipe, dtype: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Parameters that move alike."""
+
+    parameters: Mapping[str, nn.Parameter]
+    share: float  # of the learning rate, see `share`
+    decay: float
+
+
+class Optimizer(Protocol):
+    """Moves the parameters of its groups; `state` is what it remembers of each, by name."""
+
+    groups: Sequence[Group]
+    state: dict[str, State]
+
+    def step(self, rate: float) -> None:
+        """Applies the gradients with this learning rate."""
+
+
+def optimizers(decoder: Decoder, recipe: Recipe, dtype: torch.dtype = torch.float32) -> list[Optimizer]:
     """AdamW for everything, decaying matrices only; or Muon for the blocks' matrices and AdamW for the rest.
 
-    Only parameters with requires_grad move. `dtype` is what Muon orthogonalises in. A group's learning rate is the
-    recipe's times its "share", see `share`.
+    Only parameters with requires_grad move. `dtype` is what Muon orthogonalises in.
     """
-    groups = defaultdict[tuple[bool, float, float], list[nn.Parameter]](list)
+    sorts = defaultdict[tuple[bool, float, float], dict[str, nn.Parameter]](dict)
     for name, p in decoder.named_parameters():
         if p.requires_grad:
             by_muon = recipe.optimizer == "muon" and p.ndim == 2 and name.startswith("blocks.")
-            groups[by_muon, recipe.weight_decay if p.ndim == 2 else 0.0, share(decoder, name)].append(p)
-    sorts: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-    for (by_muon, decay, part), params in groups.items():
-        sorts[by_muon].append({"params": params, "weight_decay": decay / part, "share": part})
-    found = list[torch.optim.Optimizer]()
-    if sorts[True]:
-        found.append(Muon(sorts[True], dtype=dtype))
-    if sorts[False]:
-        betas = (recipe.beta1, recipe.beta2)
-        found.append(torch.optim.AdamW(sorts[False], lr=0.0, betas=betas, eps=recipe.eps, fused=True))
-    return found
+            sorts[by_muon, share(decoder, name), recipe.weight_decay if p.ndim == 2 else 0.0][name] = p
+    muon, adam = (
+        [Group(parameters=ps, share=s, decay=d) for (by_muon, s, d), ps in sorts.items() if by_muon == wanted]
+        for wanted in (True, False)
+    )
+    found: list[Optimizer] = [Muon(muon, dtype=dtype)] if muon else []
+    return [*found, AdamW(adam, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps)] if adam else found
 
 
 def share(decoder: Decoder, name: str) -> float:
@@ -51,7 +73,45 @@ def share(decoder: Decoder, name: str) -> float:
     return 1.0
 
 
-class Muon(torch.optim.Optimizer):
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2017), in torch's fused kernel."""
+
+    def __init__(self, groups: Sequence[Group], *, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8) -> None:
+        self.groups, self._betas, self._eps = groups, betas, eps
+        self.state: dict[str, State] = {}
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Applies the gradients with this learning rate."""
+        for group in self.groups:
+            moving = [(name, p, p.grad) for name, p in group.parameters.items() if p.grad is not None]
+            for name, p, _ in moving:
+                if name not in self.state:
+                    zero = torch.zeros((), dtype=torch.float32, device=p.device)
+                    moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                    self.state[name] = {"step": zero, **moments}
+            if not moving:
+                continue
+            states = [self.state[name] for name, _, _ in moving]
+            torch._foreach_add_([s["step"] for s in states], 1)
+            torch._fused_adamw_(
+                [p for _, p, _ in moving],
+                [grad for _, _, grad in moving],
+                [s["exp_avg"] for s in states],
+                [s["exp_avg_sq"] for s in states],
+                [],
+                [s["step"] for s in states],
+                lr=rate * group.share,
+                beta1=self._betas[0],
+                beta2=self._betas[1],
+                weight_decay=group.decay / group.share,
+                eps=self._eps,
+                amsgrad=False,
+                maximize=False,
+            )
+
+
+class Muon:
     """Momentum whose matrix is made orthogonal before it is applied (Jordan 2024), scaled to the size of Adam's steps
     (Liu et al. 2025, arXiv 2502.16982), so that one learning rate and one decay serve both.
 
@@ -59,28 +119,26 @@ class Muon(torch.optim.Optimizer):
     time: 60 times slower on a CPU without bfloat16 arithmetic.
     """
 
-    def __init__(self, params: Iterable[dict[str, Any]], *, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(params, {"lr": 0.0, "momentum": 0.95, "weight_decay": 0.0})
-        self._dtype = dtype
+    def __init__(self, groups: Sequence[Group], *, dtype: torch.dtype = torch.float32, momentum: float = 0.95) -> None:
+        self.groups, self._dtype, self._momentum = groups, dtype, momentum
+        self.state: dict[str, State] = {}
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure is ever evaluated
-        """Applies the gradients."""
-        for group in self.param_groups:
-            lr, momentum = group["lr"], group["momentum"]
+    def step(self, rate: float) -> None:
+        """Applies the gradients with this learning rate."""
+        for group in self.groups:
             alike = defaultdict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]](list)
-            for p in group["params"]:
+            for name, p in group.parameters.items():
                 if p.grad is None:
                     continue
-                state: dict[str, Tensor] = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                state["momentum"].lerp_(p.grad, 1 - momentum)
-                alike[tuple(p.shape)].append((p, p.grad.lerp(state["momentum"], momentum)))  # Nesterov
+                momentum = self.state.setdefault(name, {"momentum": torch.zeros_like(p)})["momentum"]
+                momentum.lerp_(p.grad, 1 - self._momentum)
+                alike[tuple(p.shape)].append((p, p.grad.lerp(momentum, self._momentum)))  # Nesterov
             for shape, moved in alike.items():
                 turns = orthogonal(torch.stack([ahead for _, ahead in moved]), self._dtype)
                 for (p, _), turn in zip(moved, turns, strict=True):
-                    p.mul_(1 - lr * group["weight_decay"]).add_(turn.to(p.dtype), alpha=-0.2 * lr * max(shape) ** 0.5)
+                    size = 0.2 * rate * group.share * max(shape) ** 0.5
+                    p.mul_(1 - rate * group.decay).add_(turn.to(p.dtype), alpha=-size)
 
 
 def orthogonal(matrices: Tensor, dtype: torch.dtype = torch.float32, rounds: int = 5) -> Tensor:
@@ -100,11 +158,24 @@ def orthogonal(matrices: Tensor, dtype: torch.dtype = torch.float32, rounds: int
     return x.transpose(1, 2) if tall else x
 
 
-def state_of(optimizers: Iterable[torch.optim.Optimizer], names: Mapping[int, str]) -> dict[str, Tensor]:
-    """What they remember: `blocks.0.attn.q.weight:momentum` and its like. names: id(parameter) -> name."""
-    return {
-        f"{names[id(p)]}:{key}": value
-        for optimizer in optimizers
-        for p, values in optimizer.state.items()
-        for key, value in values.items()
-    }
+def states(optimizers: Sequence[Optimizer]) -> Iterator[tuple[str, Tensor]]:
+    """What they all remember: `blocks.0.attn.q.weight:momentum` and its like."""
+    for optimizer in optimizers:
+        for name, values in optimizer.state.items():
+            for key, value in values.items():
+                yield f"{name}:{key}", value
+
+
+def restore(optimizers: Sequence[Optimizer], kept: Mapping[str, Tensor]) -> None:
+    """Gives them back what they remembered. Raises BadCheckpoint if it is of other parameters."""
+    found = defaultdict[str, State](dict)
+    for key, value in kept.items():
+        name, _, part = key.rpartition(":")
+        found[name][part] = value
+    for optimizer in optimizers:
+        for group in optimizer.groups:
+            for name, p in group.parameters.items():
+                values = found.get(name)
+                if not values or any(v.ndim and v.shape != p.shape for v in values.values()):
+                    raise BadCheckpoint(f"the optimizer's state does not fit {name}")
+                optimizer.state[name] = {k: v.to(p.device, copy=True) for k, v in values.items()}

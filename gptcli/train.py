@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptcli.data import IGNORED, Batch, Batches
-from gptcli.errors import BadCheckpoint, GptcliError
+from gptcli.errors import GptcliError
 from gptcli.model import Decoder
-from gptcli.optimizer import optimizers, share, state_of
+from gptcli.optimizer import optimizers, restore, share, states
 from gptcli.recipe import Precision, Recipe
 from gptcli.records import Lesson, Progress
 
@@ -69,7 +69,7 @@ class Training:
         self._autocast = recipe.precision == "bfloat16"
         self.optimizers = optimizers(decoder, recipe, torch.bfloat16 if self._autocast else torch.float32)
         if state is not None:
-            self._restore(state)
+            restore(self.optimizers, state)
         most = min(MICRO_TOKENS, MICRO_SCORES // decoder.config.n_vocab)
         self._micro = recipe.micro_batch or max(1, most // recipe.n_ctx)
         self._losses = torch.compile(self._sum, dynamic=False) if recipe.compiled else self._sum
@@ -93,9 +93,7 @@ class Training:
             shown = show_every and self.step % show_every == 0
             before = self._lesson(batch) if shown else None
             for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * group["share"]
-                optimizer.step()
+                optimizer.step(rate)
             self.step += 1
             lesson = None
             if before:
@@ -124,17 +122,7 @@ class Training:
 
     def state(self) -> dict[str, Tensor]:
         """What the optimizers remember, by parameter: `blocks.0.attn.q.weight:exp_avg` and its like."""
-        return state_of(self.optimizers, {id(p): name for name, p in self.parameters.items()})
-
-    def _restore(self, state: Mapping[str, Tensor]) -> None:
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                for p in group["params"]:
-                    name = next(n for n, q in self.parameters.items() if q is p)
-                    values = {key.rpartition(":")[2]: v for key, v in state.items() if key.rpartition(":")[0] == name}
-                    if any(v.ndim and v.shape != p.shape for v in values.values()) or not values:
-                        raise BadCheckpoint(f"the optimizer's state does not fit {name}")
-                    optimizer.state[p] = {k: v.to(p.device if v.ndim else "cpu").clone() for k, v in values.items()}
+        return dict(states(self.optimizers))
 
     def _sum(self, ids: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):

@@ -21,7 +21,7 @@ def decoder(*windows: int | None, rope: Rope = ROPE) -> Decoder:
     torch.manual_seed(3)
     made = Decoder(config)
     for name, p in made.named_parameters():
-        torch.nn.init.normal_(p, std=0.3) if p.ndim > 1 else torch.nn.init.uniform_(p, 0.5, 2.0)
+        torch.nn.init.normal_(p, std=0.2) if p.ndim > 1 else torch.nn.init.uniform_(p, 0.5, 2.0)
         assert p.isfinite().all(), name
     return made.eval()
 
