@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 
 import benchmarks
-from benchmarks import decode, start
+from benchmarks import decode, start, train
+from gptcli.model_choice import shipped
 
-BENCHMARKS = {"decode": decode.run, "start": start.run}
+BENCHMARKS = {"decode": decode.run, "start": start.run, "train": train.run}
 
 
 def main() -> None:
@@ -17,9 +18,11 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=BENCHMARKS)
-    parser.add_argument("model", help="a checkpoint folder")
+    parser.add_argument("model", nargs="?", default=str(shipped()), help="a checkpoint folder, or for train a size")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each, interleaved")
     arguments = parser.parse_args()
+    if arguments.name == "train" and arguments.model == str(shipped()):
+        arguments.model = "mini"
     BENCHMARKS[arguments.name](arguments.model, rounds=arguments.rounds)
 
 
