@@ -2,7 +2,7 @@
 
     from gptcli import Sampling, generate, load
 
-    checkpoint = load("path/to/model")
+    checkpoint = load()  # the one that comes along; or load("path/to/model")
     for step in generate(checkpoint, "Once upon a time", sampling=Sampling(temperature=0), max_tokens=64):
         print(step.text, end="", flush=True)
 
@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     from gptcli.generation import generate, prepare, start
     from gptcli.layout import Layout, look
     from gptcli.model import Decoder, Tape
-    from gptcli.records import Candidate, Card, Chunk, Prompt, Step
+    from gptcli.recipe import Recipe
+    from gptcli.records import Candidate, Card, Chunk, Progress, Prompt, Step
     from gptcli.sampling import Sampling
     from gptcli.tokens import Tokenizer
+    from gptcli.train import Training
 
 _HOME = {
     "card": "describe",
@@ -45,9 +47,11 @@ _HOME = {
     **dict.fromkeys(("generate", "prepare", "start"), "generation"),
     **dict.fromkeys(("Layout", "look"), "layout"),
     **dict.fromkeys(("Decoder", "Tape"), "model"),
-    **dict.fromkeys(("Candidate", "Card", "Chunk", "Prompt", "Step"), "records"),
+    "Recipe": "recipe",
+    **dict.fromkeys(("Candidate", "Card", "Chunk", "Progress", "Prompt", "Step"), "records"),
     "Sampling": "sampling",
     "Tokenizer": "tokens",
+    "Training": "train",
 }
 
 __all__ = [
@@ -65,12 +69,15 @@ __all__ = [
     "Layout",
     "NotFound",
     "OutOfMemory",
+    "Progress",
     "Prompt",
+    "Recipe",
     "Rope",
     "Sampling",
     "Step",
     "Tape",
     "Tokenizer",
+    "Training",
     "Unsupported",
     "UsageError",
     "card",

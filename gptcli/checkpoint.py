@@ -23,6 +23,7 @@ from gptcli.families import FAMILIES
 from gptcli.layout import Layout, Part, Placement, look, stored_names
 from gptcli.memory import check_fits
 from gptcli.model import Decoder
+from gptcli.model_choice import chosen_model
 from gptcli.tokens import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -68,7 +69,7 @@ class Checkpoint:
 
 
 def load(
-    name: str,
+    name: str | None = None,
     *,
     device: str = "auto",
     dtype: str = "auto",
@@ -77,9 +78,12 @@ def load(
 ) -> Checkpoint:
     """Loads a folder, a .safetensors file, a shard index, or a model of the Hugging Face cache by its name.
 
+    Without a name it is the checkpoint that comes with gptcli.
     dtype "auto" keeps the files' own, but float16 becomes float32 on the CPU, which is slow in it or cannot do it.
     Holds the weights once plus one tensor. Raises NotFound, BadCheckpoint, Unsupported, OutOfMemory.
     """
+    if name is None:
+        name = chosen_model({})
     return load_layout(look(name, revision=revision, allow=allow_config), device=device, dtype=dtype)
 
 

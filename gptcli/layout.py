@@ -97,7 +97,6 @@ def look(name: str, *, revision: str | None = None, allow: Sequence[str] = ()) -
     sizes = Counter[str]()
     for placement in placements:
         sizes[placement.tensor.dtype] += placement.tensor.nbytes
-    generation = source.folder / "generation_config.json"
     notes = []
     if config.tied and config_json.get("tie_word_embeddings") is False:
         notes.append("config.json says the head is a matrix of its own, but the files have none: the embedding serves")
@@ -106,11 +105,17 @@ def look(name: str, *, revision: str | None = None, allow: Sequence[str] = ()) -
         family=family,
         config=config,
         config_json=config_json,
-        generation_config=read_object(generation) if generation.is_file() else {},
+        generation_config=generation_config(source.folder),
         placements=tuple(placements),
         dtype=sizes.most_common(1)[0][0],
         notes=tuple(notes),
     )
+
+
+def generation_config(folder: Path) -> dict[str, Any]:
+    """How the makers of a model or an adapter want it to be run; empty if they do not say."""
+    path = folder / "generation_config.json"
+    return read_object(path) if path.is_file() else {}
 
 
 def read_config(path: Path, *, allow: Sequence[str] = ()) -> tuple[str, Config, dict[str, Any]]:

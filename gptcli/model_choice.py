@@ -22,9 +22,9 @@ def shipped() -> Path | None:
 
 def chosen_model(settings: Mapping[str, Setting]) -> str:
     """The name from the flag, the environment or the config file, else the shipped model. Raises NotFound without."""
-    name = settings["model"].value
-    if name is not None:
-        return str(name)
+    named = settings.get("model")
+    if named is not None and named.value is not None:
+        return str(named.value)
     if (folder := shipped()) is None:
         raise NotFound("no model is given", hint="name a folder: --model DIR, or set GPTCLI_MODEL")
     return str(folder)

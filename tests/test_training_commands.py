@@ -111,7 +111,7 @@ def lines_of(file: Path) -> int:
     return file.read_text().count("\n") if file.exists() else 0
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_forty_steps_are_twenty_a_kill_and_twenty_more_to_the_bit(corpus: Path, tmp_path: Path, optimizer: str) -> None:
     options = (*SMALL, "--steps", "40", "--optimizer", optimizer, "--save-every", "5")
     assert gptcli("train", corpus, "--out", tmp_path / "whole", *options).returncode == 0
@@ -131,6 +131,7 @@ def test_forty_steps_are_twenty_a_kill_and_twenty_more_to_the_bit(corpus: Path, 
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_it_can_be_killed_at_any_moment(corpus: Path, tmp_path: Path) -> None:
     """Six times, each a little later: what is there is always a whole model and a run that goes on."""
     out = tmp_path / "model"
@@ -257,6 +258,7 @@ def test_in_a_pipe_there_are_plain_lines(corpus: Path, tmp_path: Path) -> None:
 # --- finetune, adapters ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_weights_learn_the_completions(trained: Path, pairs: Path, tmp_path: Path) -> None:
     out = tmp_path / "tuned"
     done = gptcli("finetune", trained, pairs, "--out", out, "--epochs", "12", "--lr", "1e-2", "--optimizer", "muon")
@@ -267,6 +269,7 @@ def test_all_weights_learn_the_completions(trained: Path, pairs: Path, tmp_path:
     assert rows[-1]["validation"] < 0.3 * rows[0]["loss"]
 
 
+@pytest.mark.slow
 def test_an_adapter_is_trained_resumed_run_and_merged(trained: Path, pairs: Path, tmp_path: Path) -> None:
     out = tmp_path / "adapter"
     options = ("--lora", "4", "--steps", "30", "--batch", "8", "--save-every", "10", "--lr", "2e-2")

@@ -88,12 +88,12 @@ def generate(
         tell("\x1b[2mloading ...\x1b[0m")
     try:
         from gptcli.checkpoint import load_layout
-        from gptcli.layout import look
+        from gptcli.layout import generation_config, look
         from gptcli.model_choice import adapter_folder, chosen_model
 
         extra = None if adapter is None else adapter_folder(adapter)
         layout = look(chosen_model(early), revision=revision, allow=allow_config or ())
-        settings = settle(flags, layout.generation_config)
+        settings = settle(flags, layout.generation_config | (generation_config(extra) if extra else {}))
         checkpoint = load_layout(layout, device=settings["device"].value, dtype=settings["dtype"].value)
         if extra is not None:
             from gptcli.lora import apply
