@@ -1,6 +1,7 @@
-"""Pictures for the README, made from what the program really writes: python docs/screenshot.py
+"""Pictures for the README, made from what the program really writes: python docs/screenshot.py STORIES [NAME ...]
 
-Each shot is a list of command lines. They run as a person would run them, in colour, and rich draws what came.
+Each shot is a list of command lines. They run as a person would run them, in colour, and rich draws what came. STORIES
+is the text that the model of train.svg learns from.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ import argparse
 import io
 import os
 import pty
+import re
 import select
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
@@ -26,6 +29,12 @@ SHOTS = {
         'gptcli "The little robot wanted" -n 60 --seed 5',
         'gptcli "The little robot wanted" -n 60 --seed 5 --color prob',
     ],
+    "train.svg": ["gptcli train stories.txt --out DIR --size nano --steps 300 --optimizer muon --seed 7"],
+    "learn.svg": [
+        'gptcli examples "Second law of robotics: A robot must obey the orders given it by human beings"',
+        'gptcli generate --adapter react "a red button that says stop"',
+        "gptcli diff weights merged",
+    ],
     "info.svg": ["gptcli info", 'gptcli tokenize "A robot must obey the orders given it by human beings"'],
 }
 THEME = TerminalTheme(
@@ -36,18 +45,20 @@ THEME = TerminalTheme(
 )  # fmt: skip
 
 
-def seen_on_a_terminal(command: str, model: str) -> str:
+LIVE = re.compile(r"\r\x1b\[2K(?:\x1b\[1A\x1b\[2K)+")  # how rich takes a picture back before it draws the next
+
+
+def seen_on_a_terminal(command: str, folder: Path) -> str:
     """Everything that a terminal of WIDTH columns is sent by one command."""
     master, slave = pty.openpty()
     env = {
         **os.environ,
-        "GPTCLI_MODEL": model,
         "COLUMNS": str(WIDTH),
         "COLORTERM": "truecolor",
         "TERM": "xterm-256color",
     }
     words = [sys.executable, "-m", *shlex.split(command)]
-    process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env=env)
+    process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env=env, cwd=folder)
     os.close(slave)
     data = b""
     while True:
@@ -60,15 +71,16 @@ def seen_on_a_terminal(command: str, model: str) -> str:
         elif process.poll() is not None:
             break
     os.close(master)
-    return data.decode().replace("\r\n", "\n").replace("\x1b[2mloading ...\x1b[0m\r\x1b[K", "")
+    text = data.decode().replace("\r\n", "\n").replace("\x1b[2mloading ...\x1b[0m\r\x1b[K", "")
+    return LIVE.split(text)[-1] if LIVE.search(text) else text  # of a live picture the last
 
 
-def draw(commands: list[str], model: str) -> str:
+def draw(commands: list[str], folder: Path) -> str:
     """One window as SVG, with the fonts that the reader has."""
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     for i, command in enumerate(commands):
         console.print(Text.assemble("\n" * bool(i), ("$ ", "#8d95d7"), (command, "bold")))
-        console.print(Text.from_ansi(seen_on_a_terminal(command, model)), end="")
+        console.print(Text.from_ansi(seen_on_a_terminal(command, folder)), end="")
     svg = console.export_svg(title="gptcli", theme=THEME, font_aspect_ratio=0.61)
     start, stop = svg.index("@font-face"), svg.rindex("@font-face")
     stop = svg.index("}", stop) + 1
@@ -77,11 +89,18 @@ def draw(commands: list[str], model: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="../shared/models/stories15M")
-    arguments = parser.parse_args()
-    for name, commands in SHOTS.items():
-        (HERE / name).write_text(draw(commands, arguments.model), encoding="utf-8")
-        print(HERE / name)
+    parser.add_argument("stories", type=Path)
+    parser.add_argument("names", nargs="*", metavar="NAME", default=list(SHOTS))
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        (folder / "stories.txt").symlink_to(asked.stories.resolve())
+        (folder / "weights").symlink_to(HERE.parent / "weights")
+        merge = ["merge", "weights", "weights/react", "--out", "merged"]
+        subprocess.run([sys.executable, "-m", "gptcli", *merge], cwd=folder, check=True)
+        for name in asked.names:
+            (HERE / name).write_text(draw(SHOTS[name], folder), encoding="utf-8")
+            print(HERE / name)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -162,6 +162,50 @@ class Training:
     def _probabilities(self, batch: Batch, at: int) -> Tensor:
         x = self.decoder.stream(batch.ids[:1, : at + 1])
         return self.decoder.readout(x[0, -1]).float().softmax(-1)
+
+
+class Once:
+    """One text, the same at every step."""
+
+    def __init__(self, ids: Sequence[int], device: torch.device) -> None:
+        row = torch.tensor([list(ids)], device=device)
+        self._batch = Batch(ids=row[:, :-1], labels=row[:, 1:])
+
+    def train(self, start: int, stop: int) -> Batch:
+        return self._batch
+
+    def validation(self) -> Sequence[Batch]:
+        return ()
+
+
+def lessons(decoder: Decoder, ids: Sequence[int], learning_rate: float) -> list[Lesson]:
+    """One step of Adam on one text, and what each of its examples gave before and after. It changes the decoder.
+
+    ids: two or more, and no more than the context and one. Raises GptcliError when the loss is not a number.
+    """
+    device = decoder.embed.weight.device
+    recipe = Recipe(n_steps=1, n_ctx=len(ids) - 1, batch=1, learning_rate=learning_rate, schedule="constant")
+    labels = torch.tensor(ids[1:], device=device)[:, None]
+
+    @torch.no_grad()
+    def chances() -> Tensor:
+        logits: Tensor = decoder(torch.tensor([list(ids[:-1])], device=device))
+        return logits[0].float().softmax(-1)  # [T, V]
+
+    before = chances()
+    p_guess, guess = before.max(-1)
+    next(Training(decoder.requires_grad_(True), Once(ids, device), recipe).run())
+    rows = zip(
+        guess.tolist(),
+        p_guess.tolist(),
+        before.gather(1, labels)[:, 0].tolist(),
+        chances().gather(1, labels)[:, 0].tolist(),
+        strict=True,
+    )
+    return [
+        Lesson(features=tuple(ids[: i + 1]), label=ids[i + 1], guess=g, p_guess=p, p_before=b, p_after=a)
+        for i, (g, p, b, a) in enumerate(rows)
+    ]
 
 
 def best_precision(device: torch.device) -> Precision:

@@ -14,6 +14,8 @@ import pytest
 import tiny
 import torch
 from programs import PROGRAM, environment, gptcli, in_terminal
+from rich.cells import cell_len
+from rich.text import Text
 from safetensors.torch import load_file
 
 from gptcli import load, look
@@ -382,10 +384,41 @@ def test_examples_are_the_article_s_table(tiny_gpt2: Path) -> None:
     assert gptcli("examples", "h", "-m", tiny_gpt2).returncode == 2
 
 
+def test_a_step_of_training_shows_each_guess_and_its_error_before_and_after(tiny_gpt2: Path) -> None:
+    done = gptcli("examples", "hello the hello", "-m", tiny_gpt2, "--learn", "--lr", "0.01", "--jsonl")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    decoder = load(str(tiny_gpt2)).decoder
+    ids = torch.tensor([*rows[-1]["features"], rows[-1]["label"]])
+    with torch.no_grad():
+        p = decoder(ids[None, :-1])[0].softmax(-1)
+    assert [row["guess"] for row in rows] == p.argmax(-1).tolist()
+    assert [row["p_before"] for row in rows] == pytest.approx(p.gather(1, ids[1:, None])[:, 0].tolist(), rel=1e-5)
+    # Adam's first step moves every number by the rate, against the sign of its gradient; decay takes a thousandth
+    decoder.requires_grad_(True)
+    loss = torch.nn.functional.cross_entropy(decoder(ids[None, :-1])[0], ids[1:])
+    loss.backward()
+    with torch.no_grad():
+        for p_ in decoder.parameters():
+            if p_.ndim >= 2:
+                p_ *= 1 - 0.01 * 0.1
+            p_ -= 0.01 * p_.grad.sign()
+        after = decoder(ids[None, :-1])[0].softmax(-1).gather(1, ids[1:, None])[:, 0]
+    assert [row["p_after"] for row in rows] == pytest.approx(after.tolist(), rel=0.05)
+    assert sum(row["p_after"] > row["p_before"] for row in rows) > len(rows) / 2
+
+
+def test_learning_from_a_text_longer_than_the_context_is_refused(tiny_gpt2: Path) -> None:
+    done = gptcli("examples", "x" * 80, "-m", tiny_gpt2, "--learn")
+    assert done.returncode == 2 and b"--learn shows 65 tokens at most, not 80" in done.stderr
+
+
 @pytest.mark.parametrize("width", [60, 100])
-def test_examples_fit_the_terminal(tiny_gpt2: Path, width: int) -> None:
-    seen, code = in_terminal("examples", "the hello the hello the hello " * 4, "-m", tiny_gpt2, size=(60, width))
-    assert code == 0 and "correct next token" in seen.decode()
+@pytest.mark.parametrize("more", [(), ("--learn",)])
+def test_examples_fit_the_terminal(tiny_gpt2: Path, width: int, more: tuple[str, ...]) -> None:
+    text = "the hello the hello the hello " * 2
+    seen, code = in_terminal("examples", text, "-m", tiny_gpt2, *more, size=(60, width))
+    lines = Text.from_ansi(seen.decode().replace("\r", "")).plain.split("\n")
+    assert code == 0 and "correct" in lines[0] and max(map(cell_len, lines)) <= width
 
 
 def test_scores_are_the_model_s_own_probabilities(tiny_gpt2: Path, tmp_path: Path) -> None:

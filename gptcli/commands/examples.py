@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from gptcli.errors import UsageError
 from gptcli.render import theme
 from gptcli.render.output import Output
 from gptcli.settings import settle
+
+if TYPE_CHECKING:
+    from gptcli.records import Lesson
 
 
 def examples(
@@ -25,11 +28,23 @@ def examples(
     n: Annotated[
         int | None, typer.Option("-n", "--number", metavar="N", min=1, help="The first N only. \\[all]")
     ] = None,
+    learn: Annotated[
+        bool,
+        typer.Option(
+            "--learn", help="Train one step on the text, and show each guess, and the error before and after."
+        ),
+    ] = False,
+    learning_rate: Annotated[
+        float, typer.Option("--learning-rate", "--lr", metavar="X", min=0.0, help="Of that step.")
+    ] = 1e-3,
     as_json: Annotated[bool, typer.Option("--jsonl", "--json", help="One JSON object for each example.")] = False,
     color: o.Color = None,
     revision: o.Revision = None,
 ) -> None:
-    """Slide a window over a text and show every training example it gives: the features, and the correct next token."""
+    """Slide a window over a text and show every training example it gives: the features, and the correct next token.
+
+    With --learn the model guesses each of them, and one step of training is done on a copy that is then forgotten.
+    """
     from gptcli.folder import resolve
     from gptcli.model_choice import chosen_model
     from gptcli.tokens import Tokenizer, show
@@ -42,27 +57,53 @@ def examples(
     if len(ids) < 2:
         raise UsageError("a text of two tokens or more gives an example", hint="gptcli examples TEXT")
     last = min(len(ids), n + 1) if n else len(ids)
+    learned = _learned(chosen_model(settings), revision, ids, learning_rate) if learn else None
     if as_json:
         for i in range(1, last):
             seen = ids[max(0, i - window) if window else 0 : i]
-            output.line(
-                json.dumps(
-                    {
-                        "example": i,
-                        "features": seen,
-                        "label": ids[i],
-                        "features_text": b"".join(map(tokenizer.raw, seen)).decode(errors="replace"),
-                        "label_text": tokenizer.raw(ids[i]).decode(errors="replace"),
-                    },
-                    ensure_ascii=False,
-                )
-            )
+            row = {
+                "example": i,
+                "features": seen,
+                "label": ids[i],
+                "features_text": b"".join(map(tokenizer.raw, seen)).decode(errors="replace"),
+                "label_text": tokenizer.raw(ids[i]).decode(errors="replace"),
+            }
+            if learned:
+                lesson = learned[i - 1]
+                row |= {
+                    "guess": lesson.guess,
+                    "guess_text": tokenizer.raw(lesson.guess).decode(errors="replace"),
+                    "p_guess": lesson.p_guess,
+                    "p_before": lesson.p_before,
+                    "p_after": lesson.p_after,
+                }
+            output.line(json.dumps(row, ensure_ascii=False))
         return
     pieces = [show(tokenizer.raw(i)) for i in ids]
-    from gptcli.render.examples import draw, draw_plain
+    from gptcli.render.examples import Guess, draw, draw_plain
 
+    guesses = [
+        Guess(
+            piece=show(tokenizer.raw(row.guess)),
+            right=row.guess == row.label,
+            p=row.p_guess,
+            p_before=row.p_before,
+            p_after=row.p_after,
+        )
+        for row in (learned or [])[: last - 1]
+    ]
     coloured = theme.wants_colour(settings["color"].value, terminal=output.is_terminal)
     if not coloured and not output.is_terminal:
-        output.write(draw_plain(pieces[:last], window))
+        output.write(draw_plain(pieces[:last], window, guesses))
         return
-    output.write(theme.drawn(draw(pieces[:last], window, n_all=len(ids) - 1), colour=coloured))
+    output.write(theme.drawn(draw(pieces[:last], window, guesses, n_all=len(ids) - 1), colour=coloured))
+
+
+def _learned(name: str, revision: str | None, ids: list[int], learning_rate: float) -> list[Lesson]:
+    from gptcli.checkpoint import load
+    from gptcli.train import lessons
+
+    checkpoint = load(name, revision=revision, dtype="float32")
+    if len(ids) > checkpoint.config.n_ctx + 1:
+        raise UsageError(f"--learn shows {checkpoint.config.n_ctx + 1} tokens at most, not {len(ids)}")
+    return lessons(checkpoint.decoder, ids, learning_rate)
