@@ -330,3 +330,23 @@ ValidateEvery = Annotated[
         help="Steps. \\[40 times a run]",
     ),
 ]
+
+SizeOrModel = Annotated[
+    str | None,
+    typer.Argument(metavar="[SIZE|CONFIG|DIR]", show_default=False, help="gpt3, gpt2 ..., a config.json, or a model."),
+]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        "--attention", metavar="PATTERN", show_default=False,
+        help="Kinds of layers in turn: dense-banded, banded-dense, dense ... Which of them GPT-3 has first was never "
+        "published. \\[dense-banded, as GPT-Neo]",
+    ),
+]  # fmt: skip
+Window = Annotated[
+    int | None,
+    typer.Option(
+        "--window", metavar="N", min=1, show_default=False,
+        help="Tokens that a banded layer sees, itself included. GPT-3's own was never published. \\[256, as GPT-Neo]",
+    ),
+]  # fmt: skip
