@@ -18,7 +18,7 @@ HEAVY = {"torch", "safetensors", "tokenizers", "numpy"}
 TENSORS = {
     *("gptcli.cache", "gptcli.checkpoint", "gptcli.compare", "gptcli.data", "gptcli.generation", "gptcli.lora"),
     *("gptcli.model", "gptcli.optimizer", "gptcli.rope", "gptcli.sample", "gptcli.saves", "gptcli.score"),
-    "gptcli.train",
+    *("gptcli.speed", "gptcli.train"),
 }
 TERMINAL = {"rich", "typer"}
 
@@ -31,8 +31,8 @@ FLOORS = [
     ("configs", "memory", "tokens", "cache", "rope", "sample"),
     ("families", "model", "corpus", "pairs", "catalogue"),
     ("layout", "data", "optimizer"),
-    ("checkpoint", "describe", "model_choice", "params"),
-    ("generation", "train", "saves", "score", "lora"),
+    ("checkpoint", "describe", "model_choice", "params", "budget"),
+    ("generation", "train", "saves", "score", "lora", "speed"),
     ("compare",),
     ("render",),
     ("commands",),
