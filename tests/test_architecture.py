@@ -29,7 +29,7 @@ FLOORS = [
     ("paper",),
     ("config_json", "fixes", "folder", "settings", "text_stream"),
     ("configs", "memory", "tokens", "cache", "rope", "sample"),
-    ("families", "model", "corpus", "pairs", "catalogue"),
+    ("families", "model", "corpus", "pairs", "catalogue", "priming"),
     ("layout", "data", "optimizer"),
     ("checkpoint", "describe", "model_choice", "params", "budget"),
     ("generation", "train", "saves", "score", "lora", "speed"),

@@ -350,3 +350,26 @@ Window = Annotated[
         help="Tokens that a banded layer sees, itself included. GPT-3's own was never published. \\[256, as GPT-Neo]",
     ),
 ]  # fmt: skip
+
+PRIMING = "Priming"
+Examples = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--examples", metavar="FILE", rich_help_panel=PRIMING,
+        help="Examples of a task before the prompt: .jsonl (prompt and completion, or description and code), or .tsv.",
+    ),
+]  # fmt: skip
+Example = Annotated[
+    list[str] | None,
+    typer.Option("--example", metavar="TEXT", rich_help_panel=PRIMING, help='One, as "in => out"; repeatable.'),
+]
+ExampleFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format", metavar="NAME", rich_help_panel=PRIMING, show_default=False,
+        help="How examples are written: arrow (in => out), equals (in = out), qa (Q: and A:), plain. \\[arrow]",
+    ),
+]  # fmt: skip
+ShowPrompt = Annotated[
+    bool, typer.Option("--show-prompt", rich_help_panel=PRIMING, help="Print the whole prompt, and generate nothing.")
+]
