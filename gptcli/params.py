@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gptcli.catalogue import Named, is_named, named
 from gptcli.config import Config
@@ -127,6 +128,8 @@ class Subject:
 
     title: str
     config: Config
+    family: str
+    spelled: Mapping[str, Any]  # a config.json that saves it
     named: Named | None = None
     layout: Layout | None = None
 
@@ -145,14 +148,15 @@ def subject(
     """
     if is_named(name):
         found = named(name, pattern=pattern, window=window)
-        return Subject(title=found.title, config=found.config, named=found)
+        return Subject(title=found.title, config=found.config, family=found.family, spelled=found.spelled, named=found)
     if pattern is not None or window is not None:
         raise UsageError("--attention and --window are for sizes; a config.json says its own", hint="see gptcli info")
     path = Path(name)
     file = path / "config.json" if path.is_dir() and not any(path.glob("*.safetensors*")) else path
     if file.suffix == ".json" and not file.name.endswith(".index.json"):
-        family, config, _ = read_config(file, allow=allow)
-        return Subject(title=f"{file.resolve().parent.name}/{file.name} ({family})", config=config)
+        family, config, spelled = read_config(file, allow=allow)
+        title = f"{file.resolve().parent.name}/{file.name} ({family})"
+        return Subject(title=title, config=config, family=family, spelled=spelled)
     try:
         layout = look(name, revision=revision, allow=allow)
     except NotFound:
@@ -161,7 +165,13 @@ def subject(
         named(name)  # a word that is neither in the cache nor a size: says which sizes there are
         raise
     title = path.resolve().name if path.exists() else name
-    return Subject(title=f"{title} ({layout.family})", config=layout.config, layout=layout)
+    return Subject(
+        title=f"{title} ({layout.family})",
+        config=layout.config,
+        family=layout.family,
+        spelled=layout.config_json,
+        layout=layout,
+    )
 
 
 def account(found: Subject, *, contexts: Sequence[int] = ()) -> Account:

@@ -18,7 +18,7 @@ HEAVY = {"torch", "safetensors", "tokenizers", "numpy"}
 TENSORS = {
     *("gptcli.cache", "gptcli.checkpoint", "gptcli.compare", "gptcli.data", "gptcli.generation", "gptcli.lora"),
     *("gptcli.model", "gptcli.optimizer", "gptcli.rope", "gptcli.sample", "gptcli.saves", "gptcli.score"),
-    *("gptcli.speed", "gptcli.train"),
+    *("gptcli.speed", "gptcli.train", "gptcli.untrained"),
 }
 TERMINAL = {"rich", "typer"}
 
@@ -33,7 +33,7 @@ FLOORS = [
     ("layout", "data", "optimizer"),
     ("checkpoint", "describe", "model_choice", "params", "budget"),
     ("generation", "train", "saves", "score", "lora", "speed"),
-    ("compare",),
+    ("compare", "untrained"),
     ("render",),
     ("commands",),
     ("cli",),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import environment, gptcli, in_terminal
+from programs import environment, gptcli, in_terminal, inside
 
 from gptcli.budget import PF_DAY, Machine, Terms, attention_flops, budget
 from gptcli.catalogue import named
@@ -172,7 +172,7 @@ def test_budget_of_a_checkpoint_as_json(tiny_gpt2: Path) -> None:
 
 
 def test_measure_says_your_machine(tiny_gpt2: Path) -> None:
-    found = json.loads(gptcli("budget", "gpt3", "--measure", "--device", "cpu", "--json").stdout)
+    found = json.loads(inside("budget", "gpt3", "--measure", "--device", "cpu", "--json")[1])
     assert found["machine_seconds"] == pytest.approx(found["flops"] / (found["machine"]["tflops"] * 1e12))
     assert 100 < found["machine_seconds"] / (365 * 86_400) < 1e8, "no CPU of today is far outside of this"
 
@@ -193,9 +193,9 @@ def test_at_a_terminal_the_answers_are_pink() -> None:
     ],
 )
 def test_wrong_assumptions_are_one_line_and_exit_code_2(arguments: list[str], says: str) -> None:
-    done = gptcli("budget", *arguments)
-    assert done.returncode == 2 and says in done.stderr.decode() and not done.stdout
-    assert len(done.stderr.decode().splitlines()) <= 2
+    code, answer, errors = inside("budget", *arguments)
+    assert code == 2 and says in errors.decode() and not answer
+    assert len(errors.decode().splitlines()) <= 2
 
 
 def test_budget_never_imports_torch_unless_it_measures() -> None:

@@ -7,24 +7,24 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 import zoo
-from programs import environment, gptcli, in_terminal
+from programs import environment, gptcli, in_terminal, inside
 from safetensors import safe_open
 from test_render import SGR
 
 from gptcli import Decoder, look
 from gptcli.catalogue import named, names, read_pattern
 from gptcli.checkpoint import load
-from gptcli.config import Config
 from gptcli.errors import CheckFailed, UsageError
 from gptcli.memory import binary
 from gptcli.paper import BOUND_FLOPS, BOUND_PARAMS, TABLE
-from gptcli.params import Subject, account, closed_form, count_stored, proof, recount, subject
+from gptcli.params import account, closed_form, count_stored, proof, recount, subject
 from gptcli.presets import SIZES
 from gptcli.render import theme
 from gptcli.render.params import draw, draw_layer, draw_table
@@ -164,9 +164,9 @@ def test_a_count_from_config_equals_the_tensors_for_every_family(kind: zoo.Kind,
 
 def test_counts_that_differ_are_exit_code_6(tiny_gpt2: Path) -> None:
     found = subject(str(tiny_gpt2))
-    wider = Config(**{**{name: getattr(found.config, name) for name in Config.__dataclass_fields__}, "n_ctx": 65})
+    wider = replace(found.config, n_ctx=65)
     with pytest.raises(CheckFailed, match="headers"):
-        account(Subject(title="tampered", config=wider, layout=found.layout))
+        account(replace(found, config=wider))
 
 
 def test_a_folder_of_a_size_s_name_needs_a_path(
@@ -186,8 +186,6 @@ def test_a_folder_of_a_size_s_name_needs_a_path(
 @torch.inference_mode()
 def test_alternating_dense_and_banded_layers_against_an_explicit_mask() -> None:
     """GPT-3's build, its biases and scale included, computed a second time with the mask written out."""
-    from dataclasses import replace
-
     full = named("gpt3-125m", window=3).config
     c = replace(
         full, n_vocab=50, n_ctx=24, d_model=16, n_head=2, n_kv_head=2, d_head=8, d_ff=64, layers=full.layers[:4]
@@ -260,11 +258,10 @@ def test_bars_are_in_proportion() -> None:
 
 
 def test_params_of_gpt3_as_json() -> None:
-    done = gptcli("params", "gpt3", "--json")
-    found = json.loads(done.stdout)
+    found = json.loads(inside("params", "gpt3", "--json")[1])
     assert (found["n_params"], found["layer_params"], found["n_layer"]) == (174_604_259_328, 1_812_099_072, 96)
     assert sum(m["n_params"] for m in found["matrices"]) == found["n_params"] and found["checks"][0]["holds"]
-    rows = json.loads(gptcli("params", "--table", "--json").stdout)
+    rows = json.loads(inside("params", "--table", "--json")[1])
     assert [row["typo"] for row in rows if row["typo"]] == ["n_head", "d_model"]
 
 
@@ -297,10 +294,10 @@ def test_at_a_terminal_layers_are_pink_and_violet() -> None:
     ],
 )
 def test_wrong_questions_are_one_line(arguments: list[str], code: int, says: str) -> None:
-    done = gptcli("params", *arguments)
-    lines = done.stderr.decode().splitlines()
-    assert done.returncode == code and not done.stdout and len(lines) <= 2
-    assert lines[0].startswith("gptcli: error: ") and says in done.stderr.decode()
+    found, answer, errors = inside("params", *arguments)
+    lines = errors.decode().splitlines()
+    assert found == code and not answer and len(lines) <= 2
+    assert lines[0].startswith("gptcli: error: ") and says in errors.decode()
 
 
 def test_params_never_imports_torch(tiny_gpt2: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -10,10 +9,9 @@ from pathlib import Path
 
 import pytest
 from conftest import SHARED
-from programs import environment, gptcli, in_terminal
+from programs import environment, gptcli, in_terminal, inside
 
 from gptcli import Sampling, generate, load
-from gptcli.cli import run
 from gptcli.errors import GptcliError, NotFound, UsageError
 from gptcli.pairs import Pair
 from gptcli.priming import FORMATS, primed, read_examples
@@ -139,22 +137,6 @@ def test_an_example_without_two_sides_is_refused(text: str) -> None:
 # --- the program -----------------------------------------------------------------------------------------------------
 
 TWO = ("--example", "a => b", "--example", "c => d")
-Ran = tuple[int, bytes, bytes]
-
-
-def inside(*arguments: str | Path, stdin: bytes = b"") -> Ran:
-    """(exit code, output, errors) of one command line in this process: importing torch anew takes a second or two."""
-    streams = [io.TextIOWrapper(io.BytesIO(data), encoding="utf-8") for data in (stdin, b"", b"")]
-    before = sys.stdin, sys.stdout, sys.stderr
-    sys.stdin, sys.stdout, sys.stderr = streams
-    try:
-        code = run([str(argument) for argument in arguments])
-    finally:
-        sys.stdin, sys.stdout, sys.stderr = before
-    for stream in streams[1:]:
-        stream.flush()
-    out, errors = (stream.buffer.getvalue() for stream in streams[1:])  # type: ignore[attr-defined]
-    return code, out, errors
 
 
 def test_show_prompt_prints_the_prompt_and_needs_no_torch(tiny_gpt2: Path) -> None:
@@ -203,7 +185,7 @@ def test_lines_of_a_pipe_are_answered_in_turn(tiny_gpt2: Path) -> None:
 def test_examples_that_do_not_fit_go_oldest_first_and_it_is_said(tiny_gpt2: Path, tmp_path: Path) -> None:
     """The context is 64 tokens, of which the answer is promised 20; one byte is about one token."""
     (tmp_path / "many.tsv").write_text("".join(f"case {i}\tx\n" for i in range(10, 40)))
-    words = ("new", "-m", tiny_gpt2, "--examples", tmp_path / "many.tsv", "-n", "20", "-t", "0", "--json")
+    words = ("generate", "new", "-m", tiny_gpt2, "--examples", tmp_path / "many.tsv", "-n", "20", "-t", "0", "--json")
     _, answer, errors = inside(*words)
     found = json.loads(answer)
     lines = found["prompt"]["text"].split("\n")

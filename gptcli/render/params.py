@@ -20,7 +20,7 @@ MOST_CELLS = 600  # of the stack; one with more is not drawn
 
 def draw(account: Account) -> RenderableType:
     """One screen: all numbers, where they are, and what they take."""
-    parts: list[RenderableType] = [_head(account), Text(), _Parts(account), Text(), _Stack(account), Text()]
+    parts: list[RenderableType] = [_head(account), Text(), _Parts(account), Text(), Stack(account), Text()]
     parts += [_Memory(account), Text()]
     parts += [_checked(check) for check in account.checks] or [
         Text("counted from the config; there are no tensors to hold it against", "dim")
@@ -83,7 +83,7 @@ class _Parts:
         yield Text("all of them".ljust(name + skipped + times + 4) + f"{total:,}" + "  100%".rjust(7), "bold")
 
 
-class _Stack:
+class Stack:
     """Everything to one scale, from the embedding to the last norm: a layer is a cell or several."""
 
     def __init__(self, account: Account) -> None:
