@@ -26,6 +26,8 @@ SHOTS = {
         'gptcli "The little robot wanted" -n 60 --seed 5',
         'gptcli "The little robot wanted" -n 60 --seed 5 --color prob',
     ],
+    "params.svg": ["gptcli params gpt3", "gptcli params --table"],
+    "budget.svg": ["gptcli budget gpt3", "gptcli new gpt3 --meta"],
     "info.svg": ["gptcli info", 'gptcli tokenize "A robot must obey the orders given it by human beings"'],
 }
 THEME = TerminalTheme(

@@ -164,7 +164,7 @@ def subject(
             raise
         named(name)  # a word that is neither in the cache nor a size: says which sizes there are
         raise
-    title = path.resolve().name if path.exists() else name
+    title = layout.source.folder.resolve().name if path.exists() else name
     return Subject(
         title=f"{title} ({layout.family})",
         config=layout.config,

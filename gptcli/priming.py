@@ -113,7 +113,7 @@ def _tsv(name: str) -> list[Pair]:
     """Two columns, the case and its answer."""
     found = list[Pair]()
     try:
-        lines = Path(name).read_bytes().decode("utf-8-sig").splitlines()
+        lines = Path(name).read_bytes().decode("utf-8-sig").split("\n")
     except FileNotFoundError:
         raise NotFound(f"no such file: {name}") from None
     except UnicodeDecodeError as error:
@@ -123,7 +123,7 @@ def _tsv(name: str) -> list[Pair]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        columns = line.split("\t")
+        columns = line.removesuffix("\r").split("\t")
         if len(columns) != 2 or not all(column.strip() for column in columns):
             raise GptcliError(f"{name}: line {number} is not two texts with a tab between", hint="one example a line")
         found.append(Pair(prompt=columns[0], completion=columns[1]))

@@ -96,11 +96,11 @@ def test_the_newest_examples_that_fit_are_kept(n_pairs: int) -> None:
 
 def test_examples_come_from_both_kinds_of_files_and_from_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "mint", "completion": "menthe"}\n')
-    (tmp_path / "b.tsv").write_text("toy\tjouet\n\nsea otter\tloutre de mer\n")
+    (tmp_path / "b.tsv").write_bytes("toy\tjouet\r\n\nsea\u2028otter\tloutre de mer\n".encode())
     (tmp_path / "c.jsonl").write_text('{"description": "lists files", "code": "ls", "more": 1}\n')
     files = [str(tmp_path / name) for name in ("a.jsonl", "b.tsv", "c.jsonl")]
     found = [(pair.prompt, pair.completion) for pair in read_examples(files, ["a => b => c"])]
-    assert found == [("mint", "menthe"), ("toy", "jouet"), ("sea otter", "loutre de mer"), ("lists files", "ls"),
+    assert found == [("mint", "menthe"), ("toy", "jouet"), ("sea\u2028otter", "loutre de mer"), ("lists files", "ls"),
                      ("a", "b => c")]  # fmt: skip
 
 

@@ -47,10 +47,6 @@ class Priming:
         bos: bool | None,
     ) -> list[Primed]:
         """A prompt for each case, with room for an answer of --max-tokens, or of half the context."""
-        if not cases:
-            raise UsageError(
-                "the examples are there, and nothing to go on with", hint="give a case, or one a line in a pipe"
-            )
         longest = settings["max_tokens"].value
         room = n_ctx - min(longest if longest >= 0 else n_ctx, n_ctx // 2)
         newest = self.pairs[-n_ctx:]  # no example is shorter than a token

@@ -34,7 +34,12 @@ def read_cases(
 ) -> list[str]:
     """Prompts that are answered in turn: one in each line of a pipe or file that is not empty, then the argument."""
     given, piped = _sources(argument, option, file, keep_newline=False, escape=escape)
-    return [line for line in (*piped.splitlines(), given or "") if line.strip()]
+    found = [line for line in (*re.split(r"\r?\n", piped), given or "") if line.strip()]
+    if not found:
+        raise UsageError(
+            "the examples are there, and nothing to go on with", hint="give a case, or one a line in a pipe"
+        )
+    return found
 
 
 def _sources(

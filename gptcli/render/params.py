@@ -107,8 +107,10 @@ class Stack:
             body = glyph * (cell - 1) + ("▉" if glyph == "█" else "▒")
             cells.extend(Text(character, ink) for character in body)
         _extend(cells, after * cell)
-        for start in range(0, len(cells), options.max_width):
-            yield Text.assemble(*cells[start : start + options.max_width])
+        lines = -(-len(cells) // options.max_width)
+        even = min(options.max_width, -(-len(cells) // (2 * lines)) * 2)  # lines of one length; a pair is not split
+        for start in range(0, len(cells), even):
+            yield Text.assemble(*cells[start : start + even])
         yield from _legend(
             account, windows, one="one cell" if cell == 1 else f"{cell} cells", colour=bool(console.color_system)
         )
@@ -134,6 +136,8 @@ def _legend(account: Account, windows: Sequence[int | None], *, one: str, colour
         line.append("  " * bool(i)).append(glyph, ink).append(f" {meaning}", "dim")
     yield line
     yield Text(f"{one}: a layer, {account.n_in_layer:,} numbers", "dim")
+    if account.row and n_banded:
+        yield Text("how many tokens GPT-3's own bands see, and which kind comes first, was never published", "dim")
 
 
 class _Memory:
