@@ -108,7 +108,7 @@ class Stack:
             cells.extend(Text(character, ink) for character in body)
         _extend(cells, after * cell)
         lines = -(-len(cells) // options.max_width)
-        even = min(options.max_width, -(-len(cells) // (2 * lines)) * 2)  # lines of one length; a pair is not split
+        even = -(-len(cells) // lines)  # lines of one length
         for start in range(0, len(cells), even):
             yield Text.assemble(*cells[start : start + even])
         yield from _legend(
