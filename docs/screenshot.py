@@ -26,9 +26,9 @@ SHOTS = {
         'gptcli "The little robot wanted" -n 60 --seed 5',
         'gptcli "The little robot wanted" -n 60 --seed 5 --color prob',
     ],
+    "info.svg": ["gptcli info", 'gptcli tokenize "A robot must obey the orders given it by human beings"'],
     "params.svg": ["gptcli params gpt3", "gptcli params --table"],
     "budget.svg": ["gptcli budget gpt3", "gptcli new gpt3 --meta"],
-    "info.svg": ["gptcli info", 'gptcli tokenize "A robot must obey the orders given it by human beings"'],
 }
 THEME = TerminalTheme(
     (250, 250, 248),

@@ -16,9 +16,10 @@ MODULES = {
 }
 HEAVY = {"torch", "safetensors", "tokenizers", "numpy"}
 TENSORS = {
+    *("gptcli.speed", "gptcli.untrained"),
     *("gptcli.cache", "gptcli.checkpoint", "gptcli.compare", "gptcli.data", "gptcli.generation", "gptcli.lora"),
     *("gptcli.model", "gptcli.optimizer", "gptcli.rope", "gptcli.sample", "gptcli.saves", "gptcli.score"),
-    *("gptcli.speed", "gptcli.train", "gptcli.untrained"),
+    "gptcli.train",
 }
 TERMINAL = {"rich", "typer"}
 
@@ -26,13 +27,12 @@ TERMINAL = {"rich", "typer"}
 FLOORS = [
     ("errors",),
     ("records", "config", "sampling", "recipe", "presets"),
-    ("paper",),
     ("config_json", "fixes", "folder", "settings", "text_stream"),
     ("configs", "memory", "tokens", "cache", "rope", "sample"),
-    ("families", "model", "corpus", "pairs", "catalogue", "priming"),
+    ("families", "model", "corpus", "pairs", "paper", "catalogue", "priming"),
     ("layout", "data", "optimizer"),
-    ("checkpoint", "describe", "model_choice", "params", "budget"),
-    ("generation", "train", "saves", "score", "lora", "speed"),
+    ("checkpoint", "describe", "model_choice", "params", "budget", "speed"),
+    ("generation", "train", "saves", "score", "lora"),
     ("compare", "untrained"),
     ("render",),
     ("commands",),
