@@ -36,6 +36,8 @@ SHOTS = {
         "gptcli diff weights merged",
     ],
     "info.svg": ["gptcli info", 'gptcli tokenize "A robot must obey the orders given it by human beings"'],
+    "params.svg": ["gptcli params gpt3", "gptcli params --table"],
+    "budget.svg": ["gptcli budget gpt3", "gptcli new gpt3 --meta"],
 }
 THEME = TerminalTheme(
     (250, 250, 248),

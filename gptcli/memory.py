@@ -51,3 +51,12 @@ def human(n_bytes: int) -> str:
             return f"{value:.0f} {unit}" if value >= 99.5 or unit == "bytes" else f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} TB"
+
+
+def binary(n_bytes: float) -> str:
+    """The same in powers of 1024, as caches are known by: 36 MiB, 9.0 GiB."""
+    value, units = float(n_bytes), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1024
+        units.pop(0)
+    return f"{value:.1f} {units[0]}" if value < 9.95 and units[0] != "bytes" else f"{value:.0f} {units[0]}"

@@ -176,3 +176,16 @@ class Difference:
     after: str
     n_params: int
     moved: tuple[Moved, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Built:
+    """A decoder that was made and not trained: counted on its real tensors, and by formula."""
+
+    n_params: int
+    n_expected: int
+    n_tensors: int
+    n_bytes: int  # of memory that its numbers take; none on the meta device
+    seconds: float
+    passed: tuple[int, ...] = ()  # shape of the scores of a pass through all layers, if one was made
+    pass_seconds: float = 0.0

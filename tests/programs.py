@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import pty
 import select
@@ -33,6 +34,23 @@ def gptcli(
     """One run in pipes; `stdin` is piped in, and ends."""
     options = {"input": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 120} | options
     return subprocess.run([*PROGRAM, *arguments], env=environment(env), **options)
+
+
+def inside(*arguments: str | Path, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+    """(exit code, output, errors) of one command line in this process: importing torch anew takes a second or two."""
+    from gptcli.cli import run
+
+    streams = [io.TextIOWrapper(io.BytesIO(data), encoding="utf-8") for data in (stdin, b"", b"")]
+    before = sys.stdin, sys.stdout, sys.stderr
+    sys.stdin, sys.stdout, sys.stderr = streams
+    try:
+        code = run([str(argument) for argument in arguments])
+    finally:
+        sys.stdin, sys.stdout, sys.stderr = before
+    for stream in streams[1:]:
+        stream.flush()
+    out, errors = (stream.buffer.getvalue() for stream in streams[1:])  # type: ignore[attr-defined]
+    return code, out, errors
 
 
 def in_terminal(

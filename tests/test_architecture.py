@@ -16,6 +16,7 @@ MODULES = {
 }
 HEAVY = {"torch", "safetensors", "tokenizers", "numpy"}
 TENSORS = {
+    *("gptcli.speed", "gptcli.untrained"),
     *("gptcli.cache", "gptcli.checkpoint", "gptcli.compare", "gptcli.data", "gptcli.generation", "gptcli.lora"),
     *("gptcli.model", "gptcli.optimizer", "gptcli.rope", "gptcli.sample", "gptcli.saves", "gptcli.score"),
     "gptcli.train",
@@ -28,11 +29,11 @@ FLOORS = [
     ("records", "config", "sampling", "recipe", "presets"),
     ("config_json", "fixes", "folder", "settings", "text_stream"),
     ("configs", "memory", "tokens", "cache", "rope", "sample"),
-    ("families", "model", "corpus", "pairs"),
+    ("families", "model", "corpus", "pairs", "paper", "catalogue", "priming"),
     ("layout", "data", "optimizer"),
-    ("checkpoint", "describe", "model_choice"),
+    ("checkpoint", "describe", "model_choice", "params", "budget", "speed"),
     ("generation", "train", "saves", "score", "lora"),
-    ("compare",),
+    ("compare", "untrained"),
     ("render",),
     ("commands",),
     ("cli",),

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gptcli.commands import options as o
-from gptcli.commands.prompt import read_prompt
+from gptcli.commands.priming import Priming, show, with_stops
+from gptcli.commands.prompt import read_cases, read_prompt
 from gptcli.errors import UsageError
 from gptcli.render import theme
 from gptcli.render.output import Output, hears, say, tell
@@ -32,6 +33,10 @@ def generate(
     prompt: o.Text = None,
     prompt_option: o.PromptFlag = None,
     file: o.File = None,
+    examples: o.Examples = None,
+    example: o.Example = None,
+    example_format: o.ExampleFormat = None,
+    show_prompt: o.ShowPrompt = False,
     model: o.Model = None,
     adapter: o.Adapter = None,
     max_tokens: o.MaxTokens = None,
@@ -71,6 +76,8 @@ def generate(
 
     Options win over GPTCLI_* variables, these over the config file, the model's generation_config.json and the
     defaults in brackets. Filters act in this order: logit bias, penalties, temperature, top-k, top-p, min-p.
+
+    With --examples the prompt is a case like theirs, or one in each line of a pipe, and is answered in the same way.
     """
     started = time.perf_counter()
     flags = {key: value for key, value in locals().items() if key in o.SETTINGS}
@@ -81,7 +88,15 @@ def generate(
         raise UsageError(f"--logprobs must be from 0 to 100, not {logprobs}")
     Sampling(**{name: early[name].value for name in SAMPLING})  # bad flags are refused before anything is loaded
     output = Output()
-    text = read_prompt(prompt, prompt_option, file, stdin_last=stdin_last, keep_newline=keep_newline, escape=escape)
+    priming = Priming.asked(examples, example, example_format)
+    text, cases = "", list[str]()
+    if priming:
+        cases = read_cases(prompt, prompt_option, file, escape=escape)
+    else:
+        text = read_prompt(prompt, prompt_option, file, stdin_last=stdin_last, keep_newline=keep_newline, escape=escape)
+    if show_prompt:
+        show(output, priming, text, cases, flags, revision=revision, allow=allow_config or (), bos=bos)
+        return
     quiet = early["quiet"].value
     waiting = hears() and not quiet
     if waiting:
@@ -123,12 +138,31 @@ def generate(
     if verbose:
         for name, setting in settings.items():
             say(f"gptcli: {name} = {setting.value!r} ({setting.source})")
-    if as_json:
-        _as_json(run, output, logprobs=logprobs is not None)
-    elif as_jsonl:
-        _as_jsonl(run, output, logprobs=logprobs is not None)
-    else:
-        _as_text(run, output, echo=echo, stream=stream, by_probability=logprobs is not None)
+    write = _as_json if as_json else _as_jsonl if as_jsonl else None
+    for each in _runs(run, priming, cases):
+        if write:
+            write(each, output, logprobs=logprobs is not None)
+        else:
+            _as_text(each, output, echo=echo, stream=stream, by_probability=logprobs is not None)
+            if len(cases) > 1 and not output.is_terminal:
+                output.line()  # an answer a line
+
+
+def _runs(run: _Run, priming: Priming | None, cases: list[str]) -> Iterable[_Run]:
+    """The run itself; with examples one for each case, with the same seed."""
+    if priming is None:
+        yield run
+        return
+    c, tokenizer = run.checkpoint.config, run.checkpoint.tokenizer
+    for i, prompt in enumerate(priming.prompts(cases, run.settings, tokenizer=tokenizer, n_ctx=c.n_ctx, bos=run.bos)):
+        now = time.perf_counter()
+        yield dataclasses.replace(
+            run,
+            text=prompt.text,
+            settings=with_stops(run.settings, prompt.stops),
+            times=_Times(started=now, loaded=now) if i else run.times,
+            last=i + 1 == len(cases),
+        )
 
 
 @dataclasses.dataclass
@@ -156,6 +190,7 @@ class _Run:
     times: _Times
     prompt: Prompt | None = None
     interrupted: bool = False
+    last: bool = True  # of several cases; the seed is said once
 
     def samples(self) -> Iterable[tuple[int, Iterable[Step]]]:
         """The samples, each a stream of steps; the prompt is computed once for all."""
@@ -221,7 +256,7 @@ class _Run:
         value = {key: setting.value for key, setting in self.settings.items()}
         if newline:
             tell("\n")
-        if not value["quiet"] and not self.sampling.greedy and value["seed"] is None:
+        if self.last and not value["quiet"] and not self.sampling.greedy and value["seed"] is None:
             from gptcli.render.stream import seeds
 
             say(f"gptcli: {seeds(self.seed, value['num_samples'])}")

@@ -330,3 +330,46 @@ ValidateEvery = Annotated[
         help="Steps. \\[40 times a run]",
     ),
 ]
+
+SizeOrModel = Annotated[
+    str | None,
+    typer.Argument(metavar="[SIZE|CONFIG|DIR]", show_default=False, help="gpt3, gpt2 ..., a config.json, or a model."),
+]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        "--attention", metavar="PATTERN", show_default=False,
+        help="Kinds of layers in turn: dense-banded, banded-dense, dense ... Which of them GPT-3 has first was never "
+        "published. \\[dense-banded, as GPT-Neo]",
+    ),
+]  # fmt: skip
+Window = Annotated[
+    int | None,
+    typer.Option(
+        "--window", metavar="N", min=1, show_default=False,
+        help="Tokens that a banded layer sees, itself included. GPT-3's own was never published. \\[256, as GPT-Neo]",
+    ),
+]  # fmt: skip
+
+PRIMING = "Priming"
+Examples = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--examples", metavar="FILE", rich_help_panel=PRIMING,
+        help="Examples of a task before the prompt: .jsonl (prompt and completion, or description and code), or .tsv.",
+    ),
+]  # fmt: skip
+Example = Annotated[
+    list[str] | None,
+    typer.Option("--example", metavar="TEXT", rich_help_panel=PRIMING, help='One, as "in => out"; repeatable.'),
+]
+ExampleFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format", metavar="NAME", rich_help_panel=PRIMING, show_default=False,
+        help="How examples are written: arrow (in => out), equals (in = out), qa (Q: and A:), plain. \\[arrow]",
+    ),
+]  # fmt: skip
+ShowPrompt = Annotated[
+    bool, typer.Option("--show-prompt", rich_help_panel=PRIMING, help="Print the whole prompt, and generate nothing.")
+]

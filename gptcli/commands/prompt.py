@@ -24,6 +24,28 @@ def read_prompt(
 
     Exactly one trailing newline of a pipe or file is dropped, nothing else is stripped.
     """
+    given, piped = _sources(argument, option, file, keep_newline=keep_newline, escape=escape)
+    parts = [given, piped] if stdin_last else [piped, given]
+    return "\n".join(part for part in parts if part)
+
+
+def read_cases(
+    argument: str | None, option: str | None = None, file: str | None = None, *, escape: bool = False
+) -> list[str]:
+    """Prompts that are answered in turn: one in each line of a pipe or file that is not empty, then the argument."""
+    given, piped = _sources(argument, option, file, keep_newline=False, escape=escape)
+    found = [line for line in (*re.split(r"\r?\n", piped), given or "") if line.strip()]
+    if not found:
+        raise UsageError(
+            "the examples are there, and nothing to go on with", hint="give a case, or one a line in a pipe"
+        )
+    return found
+
+
+def _sources(
+    argument: str | None, option: str | None, file: str | None, *, keep_newline: bool, escape: bool
+) -> tuple[str | None, str]:
+    """(the argument, what came through a pipe or from a file)."""
     if argument is not None and option is not None:
         raise UsageError("the prompt is given twice, as an argument and with --prompt", hint="leave one out")
     given = argument if option is None else option
@@ -41,8 +63,7 @@ def read_prompt(
         piped = ""
     if not keep_newline:
         piped = piped.removesuffix("\n").removesuffix("\r") if piped.endswith("\r\n") else piped.removesuffix("\n")
-    parts = [given, piped] if stdin_last else [piped, given]
-    return "\n".join(part for part in parts if part)
+    return given, piped
 
 
 def _read_stdin() -> str:

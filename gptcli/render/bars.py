@@ -1,0 +1,23 @@
+"""Bars in eighths of a cell, which every terminal font has."""
+
+from __future__ import annotations
+
+EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def bar(share: float, width: int) -> str:
+    """A bar of `share` (0 to 1) of `width` cells; never nothing where there is something."""
+    eighths = round(share * width * 8)
+    if share > 0:
+        eighths = max(1, eighths)
+    return "█" * (eighths // 8) + (EIGHTHS[eighths % 8] if eighths % 8 else "")
+
+
+def percent(share: float) -> str:
+    """8.3%, and <0.1% for what would round to nothing."""
+    return f"{share:.1%}" if share >= 0.001 or share == 0 else "<0.1%"
+
+
+if __name__ == "__main__":
+    for n in range(0, 40, 3):
+        print(f"{percent(n / 400):>6} {bar(n / 40, 20)}")
