@@ -95,7 +95,7 @@ def generate(
     else:
         text = read_prompt(prompt, prompt_option, file, stdin_last=stdin_last, keep_newline=keep_newline, escape=escape)
     if show_prompt:
-        show(output, priming, text, cases, flags, revision=revision, allow=allow_config or (), bos=bos)
+        show(output, priming, text, cases, flags, adapter=adapter, revision=revision, allow=allow_config or (), bos=bos)
         return
     quiet = early["quiet"].value
     waiting = hears() and not quiet

@@ -74,18 +74,20 @@ def show(
     cases: Sequence[str],
     flags: Mapping[str, Any],
     *,
+    adapter: str | None,
     revision: str | None,
     allow: Sequence[str],
     bos: bool | None,
 ) -> None:
     """Every prompt as the model would be given it, made to fit its context; the weights are not read."""
-    from gptcli.layout import look
-    from gptcli.model_choice import chosen_model
+    from gptcli.layout import generation_config, look
+    from gptcli.model_choice import adapter_folder, chosen_model
     from gptcli.settings import settle
     from gptcli.tokens import Tokenizer
 
     layout = look(chosen_model(settle(flags)), revision=revision, allow=allow)
-    settings = settle(flags, layout.generation_config)
+    wishes = generation_config(adapter_folder(adapter)) if adapter else {}
+    settings = settle(flags, layout.generation_config | wishes)
     prompts = [text]
     if priming:
         tokenizer = Tokenizer.from_folder(layout.source.folder, n_vocab=layout.config.n_vocab)
