@@ -29,7 +29,7 @@ SHOTS = {
         'gptcli "The little robot wanted" -n 60 --seed 5',
         'gptcli "The little robot wanted" -n 60 --seed 5 --color prob',
     ],
-    "train.svg": ["gptcli train stories.txt --out DIR --size nano --steps 300 --optimizer muon --seed 7"],
+    "train.svg": ["gptcli train stories.txt --out DIR --size nano --steps 120 --optimizer muon"],
     "learn.svg": [
         'gptcli examples "Second law of robotics: A robot must obey the orders given it by human beings"',
         'gptcli generate --adapter react "a red button that says stop"',

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
+from itertools import pairwise
 
 from gptcli.render import theme
 
@@ -25,17 +26,22 @@ def braille(points: Sequence[Point], width: int, height: int) -> list[str]:
     sums: list[list[float]] = [[] for _ in range(columns)]
     for x, y in points:
         sums[min(columns - 1, int((x - left) / (right - left) * (columns - 1)))].append(y)
+    known = [(i, sum(ys) / len(ys)) for i, ys in enumerate(sums) if ys]
     before: int | None = None
-    for i, ys in enumerate(sums):
-        if not ys:
-            continue
-        y = sum(ys) / len(ys)
+    for i, y in _joined(known):
         row = min(4 * height - 1, max(0, round((high - y) / (high - low) * (4 * height - 1))))
         start, stop = sorted((row, row if before is None else before))
-        for dot in range(start, stop + 1):
+        for dot in range(start + (stop > start and before == start), stop + 1 - (stop > start and before == stop)):
             cells[dot // 4][i // 2] |= DOTS[dot % 4][i % 2]
         before = row
     return ["".join(chr(0x2800 + cell) if cell else " " for cell in row) for row in cells]
+
+
+def _joined(known: Sequence[tuple[int, float]]) -> Iterator[tuple[int, float]]:
+    """Columns and heights, with a straight line over the columns that nothing is known of."""
+    for (i, y), (j, z) in pairwise(known):
+        yield from ((k, y + (z - y) * (k - i) / (j - i)) for k in range(i, j))
+    yield known[-1]
 
 
 def extent(ys: Sequence[float]) -> tuple[float, float]:
