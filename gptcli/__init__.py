@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from gptcli.records import Candidate, Card, Chunk, Prompt, Step
     from gptcli.sampling import Sampling
     from gptcli.tokens import Tokenizer
+    from gptcli.trace import Trace, xray
 
 _HOME = {
     "card": "describe",
@@ -48,6 +49,7 @@ _HOME = {
     **dict.fromkeys(("Candidate", "Card", "Chunk", "Prompt", "Step"), "records"),
     "Sampling": "sampling",
     "Tokenizer": "tokens",
+    **dict.fromkeys(("Trace", "xray"), "trace"),
 }
 
 __all__ = [
@@ -71,6 +73,7 @@ __all__ = [
     "Step",
     "Tape",
     "Tokenizer",
+    "Trace",
     "Unsupported",
     "UsageError",
     "card",
@@ -80,6 +83,7 @@ __all__ = [
     "prepare",
     "save",
     "start",
+    "xray",
 ]
 
 

@@ -18,7 +18,8 @@ HEAVY = {"torch", "safetensors", "tokenizers", "numpy"}
 TENSORS = {
     *("gptcli.cache", "gptcli.checkpoint", "gptcli.compare", "gptcli.data", "gptcli.generation", "gptcli.lora"),
     *("gptcli.model", "gptcli.optimizer", "gptcli.rope", "gptcli.sample", "gptcli.saves", "gptcli.score"),
-    "gptcli.train",
+    *("gptcli.train", "gptcli.attention", "gptcli.trace", "gptcli.lens", "gptcli.divergence", "gptcli.ledger"),
+    *("gptcli.whatif", "gptcli.occlusion"),
 }
 TERMINAL = {"rich", "typer"}
 
@@ -26,13 +27,17 @@ TERMINAL = {"rich", "typer"}
 FLOORS = [
     ("errors",),
     ("records", "config", "sampling", "recipe", "presets"),
-    ("config_json", "fixes", "folder", "settings", "text_stream"),
+    ("config_json", "fixes", "folder", "settings", "text_stream", "places"),
     ("configs", "memory", "tokens", "cache", "rope", "sample"),
     ("families", "model", "corpus", "pairs"),
     ("layout", "data", "optimizer"),
     ("checkpoint", "describe", "model_choice"),
     ("generation", "train", "saves", "score", "lora"),
-    ("compare",),
+    ("compare", "attention", "divergence"),
+    ("trace",),
+    ("lens",),
+    ("ledger", "occlusion"),
+    ("whatif",),
     ("render",),
     ("commands",),
     ("cli",),
