@@ -19,14 +19,14 @@ TENSORS = {
     *("gptcli.cache", "gptcli.checkpoint", "gptcli.compare", "gptcli.data", "gptcli.generation", "gptcli.lora"),
     *("gptcli.model", "gptcli.optimizer", "gptcli.rope", "gptcli.sample", "gptcli.saves", "gptcli.score"),
     *("gptcli.train", "gptcli.attention", "gptcli.trace", "gptcli.lens", "gptcli.divergence", "gptcli.ledger"),
-    *("gptcli.whatif", "gptcli.occlusion"),
+    *("gptcli.whatif", "gptcli.occlusion", "gptcli.scan", "gptcli.draws"),
 }
 TERMINAL = {"rich", "typer"}
 
 # each floor may import from itself and from the floors below it
 FLOORS = [
     ("errors",),
-    ("records", "config", "sampling", "recipe", "presets"),
+    ("records", "records_xray", "tables", "config", "sampling", "recipe", "presets"),
     ("config_json", "fixes", "folder", "settings", "text_stream", "places"),
     ("configs", "memory", "tokens", "cache", "rope", "sample"),
     ("families", "model", "corpus", "pairs"),
@@ -37,7 +37,8 @@ FLOORS = [
     ("trace",),
     ("lens",),
     ("ledger", "occlusion"),
-    ("whatif",),
+    ("whatif", "scan", "trace_file", "xray_json"),
+    ("draws",),
     ("render",),
     ("commands",),
     ("cli",),
