@@ -18,6 +18,8 @@ from torch import Tensor
 from gptcli.model import Decoder
 from gptcli.trace import Trace
 
+# How far our reading may be from the decoder's own logits, in units of the largest: its own rounding.
+BOUNDS = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 1e-2}
 CHUNK = 1 << 23  # scores held at once: 32 MB in float32
 
 

@@ -145,6 +145,31 @@ class Mosaic:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Strip:
+    """How each row stood to one written token, R rows from the embedding up."""
+
+    logprobs: tuple[float, ...]  # of the token
+    kl: tuple[float, ...]  # KL(final || this row), nats
+    stands: tuple[bool, ...]  # whether it is the best of all there
+    rank: int  # of the token in the last row
+    error: float  # of the last row's log-probability against the model's, in units of its largest logit
+
+    @property
+    def depth(self) -> int:
+        """The first row from which on the token is the best in every row; R if not even in the last."""
+        wrong = [i for i, stands in enumerate(self.stands) if not stands]
+        return wrong[-1] + 1 if wrong else 0
+
+    @property
+    def decided(self) -> str:
+        """`L9/12`, `emb/12`; or where it stood at last, `#3`."""
+        last = len(self.stands) - 2
+        if self.depth > last + 1:
+            return f"#{self.rank}"
+        return f"L{self.depth - 1}/{last}" if self.depth else f"emb/{last}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """How the picture proves itself."""
 

@@ -19,7 +19,7 @@ from gptcli.checkpoint import Checkpoint
 from gptcli.errors import CheckFailed, UsageError
 from gptcli.generation import generate
 from gptcli.ledger import Ledger, head_ledger, ledger, refusal
-from gptcli.lens import Lens, depth, disagreement, norms, read
+from gptcli.lens import BOUNDS, Lens, depth, disagreement, norms, read
 from gptcli.model import Tape
 from gptcli.records import Prompt, Step
 from gptcli.records_xray import Attention, Book, Cells, Check, Lengths, Roles, Scan
@@ -28,7 +28,6 @@ from gptcli.tables import Table
 from gptcli.trace import Trace
 
 GREEDY = Sampling(temperature=0)
-BOUNDS = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 1e-2}  # of the largest logit
 LEDGER_BOUND = 1e-4  # of all that is added up
 N_SOURCES = 3  # positions that a head's row of the ledger names
 N_NUMBERS = 48  # of a vector that are kept to be drawn

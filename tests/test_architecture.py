@@ -19,7 +19,7 @@ TENSORS = {
     *("gptcli.cache", "gptcli.checkpoint", "gptcli.compare", "gptcli.data", "gptcli.generation", "gptcli.lora"),
     *("gptcli.model", "gptcli.optimizer", "gptcli.rope", "gptcli.sample", "gptcli.saves", "gptcli.score"),
     *("gptcli.train", "gptcli.attention", "gptcli.trace", "gptcli.lens", "gptcli.divergence", "gptcli.ledger"),
-    *("gptcli.whatif", "gptcli.occlusion", "gptcli.scan", "gptcli.draws"),
+    *("gptcli.whatif", "gptcli.occlusion", "gptcli.scan", "gptcli.draws", "gptcli.strips"),
 }
 TERMINAL = {"rich", "typer"}
 
@@ -36,7 +36,7 @@ FLOORS = [
     ("compare", "attention", "divergence"),
     ("trace",),
     ("lens",),
-    ("ledger", "occlusion"),
+    ("ledger", "occlusion", "strips"),
     ("whatif", "scan", "trace_file", "xray_json"),
     ("draws",),
     ("render",),

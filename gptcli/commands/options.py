@@ -219,6 +219,11 @@ Color = Annotated[
     ),
 ]  # fmt: skip
 
+Xray = Annotated[
+    bool,
+    typer.Option("--xray", rich_help_panel=OUTPUT, help="A strip beside each token: how every layer stood to it."),
+]
+
 WHAT_IF = "What if"
 Ablate = Annotated[
     list[str] | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gptcli.records_xray import Check, Scan
+from gptcli.records_xray import Scan
 from gptcli.render.cell import Flow
 from gptcli.render.safe import one_line
 
@@ -14,13 +14,12 @@ def footer(scan: Scan, *more: str) -> Flow:
     parts.append(f"no ledger: {c.no_ledger}" if c.ledger is None else f"ledger error ✓ {_small(c.ledger)}")
     parts += [*more, f"{c.dtype} {c.device}, read in float32" if c.dtype != "float32" else f"{c.dtype} {c.device}"]
     parts.append(f"start token {one_line(c.start)}" if c.start else "no start token")
-    parts.append(sizes(c))
+    parts.append(sizes(c.n_tokenizer, c.n_head_rows))
     return Flow(parts, between=" │ ")
 
 
-def sizes(check: Check) -> str:
+def sizes(n: int, rows: int) -> str:
     """Whether the head has a row for each token, or more."""
-    n, rows = check.n_tokenizer, check.n_head_rows
     if n == rows:
         return f"tokenizer {n} = head {rows}"
     return (
