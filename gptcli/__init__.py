@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gptcli.sampling import Sampling
     from gptcli.tokens import Tokenizer
     from gptcli.train import Training
+    from gptcli.trace import Trace, xray
 
 _HOME = {
     "card": "describe",
@@ -52,6 +53,7 @@ _HOME = {
     "Sampling": "sampling",
     "Tokenizer": "tokens",
     "Training": "train",
+    **dict.fromkeys(("Trace", "xray"), "trace"),
 }
 
 __all__ = [
@@ -78,6 +80,7 @@ __all__ = [
     "Tape",
     "Tokenizer",
     "Training",
+    "Trace",
     "Unsupported",
     "UsageError",
     "card",
@@ -87,6 +90,7 @@ __all__ = [
     "prepare",
     "save",
     "start",
+    "xray",
 ]
 
 
