@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from gptcli.records import Candidate, Card, Chunk, Progress, Prompt, Step
     from gptcli.sampling import Sampling
     from gptcli.tokens import Tokenizer
-    from gptcli.train import Training
     from gptcli.trace import Trace, xray
+    from gptcli.train import Training
 
 _HOME = {
     "card": "describe",
@@ -79,8 +79,8 @@ __all__ = [
     "Step",
     "Tape",
     "Tokenizer",
-    "Training",
     "Trace",
+    "Training",
     "Unsupported",
     "UsageError",
     "card",

@@ -17,7 +17,7 @@ from gptcli.render.safe import one_line
 COMMANDS = (  # each a function of its own name in gptcli.commands
     *("generate", "xray", "score", "examples", "train", "finetune", "merge", "diff"),
     *("tokenize", "info", "families"),
-    *("params", "budget", "new"),
+    *("tour", "params", "budget", "new"),
 )
 HIDDEN = {"inspect": "info"}  # other tools' names for the same
 OF_THE_PROGRAM = ("--help", "-h", "--version", "--install-completion", "--show-completion")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,8 +25,11 @@ KEYS = (  # the pages, in their order
     *("generate", "examples", "step", "tokens", "budget", "tracks"),
     *("track", "stack", "masks", "xray", "priming", "finetuning"),
 )
-ON, BACK = ("\x1b[C", "\x1b[6~", " ", "\r", "\n", "n", "l"), ("\x1b[D", "\x1b[5~", "\x7f", "\b", "b", "p", "h")
-DOWN, UP = ("\x1b[B", "j"), ("\x1b[A", "k")
+ON, BACK = (
+    ("\x1b[C", "\x1bOC", "\x1b[6~", " ", "\r", "\n", "n", "l"),
+    ("\x1b[D", "\x1bOD", "\x1b[5~", "\x7f", "\b", "b", "p", "h"),
+)
+DOWN, UP = ("\x1b[B", "\x1bOB", "j"), ("\x1b[A", "\x1bOA", "k")
 FIRST, LAST = ("\x1b[H", "\x1b[1~", "g"), ("\x1b[F", "\x1b[4~", "G")
 QUIT = ("q", "Q", "\x1b", "\x04")
 
@@ -99,8 +105,34 @@ def _page(guide: Guide, words: Texts, i: int, *, coloured: bool, width: int | No
 
     made = guide.page(KEYS[i])
     view = theme.console(colour=coloured, width=width)
-    shown = draw(made, words, n=i + 1, of=len(KEYS), width=view.width)
+    shown = draw(made, words, n=i + 1, of=len(KEYS), width=view.width, colour=coloured)
     return theme.drawn(Group(shown, Text(), foot(made, words)), colour=coloured, width=width)
+
+
+@contextmanager
+def _keys() -> Iterator[Iterator[str]]:
+    """The keys as they are pressed, also those pressed while a page was being computed; Ctrl-C stays Ctrl-C."""
+    try:
+        import termios
+        import tty
+    except ImportError:  # not on Windows, where a key pressed early is lost
+        from click import getchar
+
+        yield iter(getchar, "")
+        return
+
+    def pressed() -> Iterator[str]:
+        while data := os.read(fd, 64).decode(errors="ignore"):
+            yield from re.findall(r"\x1b\[[0-9;]*[A-Za-z~]|\x1bO[A-Z]|.", data, re.DOTALL)
+        raise EOFError
+
+    fd = sys.stdin.fileno()
+    before = termios.tcgetattr(fd)
+    try:
+        tty.setcbreak(fd, termios.TCSADRAIN)
+        yield pressed()
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
 class _Walk:
@@ -111,31 +143,33 @@ class _Walk:
         self._at = self._top = 0
 
     def run(self) -> None:
-        from click import getchar
-
         self._output.write("\x1b[?1049h\x1b[?25l")
         try:
-            while True:
-                height = self._show()
-                key = getchar()
-                if key in QUIT:
-                    return
-                if key in ON or key in LAST:
-                    if self._at == len(KEYS) - 1 and key in ON:
-                        return
-                    self._go(len(KEYS) - 1 if key in LAST else self._at + 1)
-                elif key in BACK or key in FIRST:
-                    self._go(0 if key in FIRST else self._at - 1)
-                elif key in DOWN:
-                    self._top += max(1, height // 2)
-                elif key in UP:
-                    self._top -= max(1, height // 2)
-                elif key.isdecimal() and key != "0":
-                    self._go(int(key) - 1)
+            with _keys() as keys:
+                self._follow(keys)
         except (KeyboardInterrupt, EOFError):
             return
         finally:
             self._output.write("\x1b[?25h\x1b[?1049l")
+
+    def _follow(self, keys: Iterator[str]) -> None:
+        while True:
+            height = self._show()
+            key = next(keys)
+            if key in QUIT:
+                return
+            if key in ON or key in LAST:
+                if self._at == len(KEYS) - 1 and key in ON:
+                    return
+                self._go(len(KEYS) - 1 if key in LAST else self._at + 1)
+            elif key in BACK or key in FIRST:
+                self._go(0 if key in FIRST else self._at - 1)
+            elif key in DOWN:
+                self._top += max(1, height // 2)
+            elif key in UP:
+                self._top -= max(1, height // 2)
+            elif key.isdecimal() and key != "0":
+                self._go(int(key) - 1)
 
     def _go(self, to: int) -> None:
         self._at, self._top = min(max(0, to), len(KEYS) - 1), 0
@@ -149,7 +183,7 @@ class _Walk:
         columns, rows = get_terminal_size((80, 24))
         self._output.write(f"\x1b[{rows};1H\x1b[2K\x1b[2m...\x1b[0m")
         page = self._guide.page(KEYS[self._at])
-        shown = draw(page, self._words, n=self._at + 1, of=len(KEYS), width=columns)
+        shown = draw(page, self._words, n=self._at + 1, of=len(KEYS), width=columns, colour=self._coloured)
         lines = theme.drawn(shown, colour=self._coloured, width=columns).splitlines()
         below = theme.drawn(foot(page, self._words), colour=self._coloured, width=columns).splitlines()
         room = max(3, rows - len(below) - 2)

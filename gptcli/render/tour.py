@@ -40,7 +40,7 @@ NEXT, LABEL = f"{theme.INK} on {theme.UNKNOWN}", f"#ffffff on {theme.LABEL}"
 MOST_WIDTH = 100  # of a sentence; pictures take what there is
 
 
-def draw(page: Page, words: Texts, *, n: int, of: int, width: int) -> RenderableType:
+def draw(page: Page, words: Texts, *, n: int, of: int, width: int, colour: bool) -> RenderableType:
     """The whole page, as high as it is."""
     body = words.bodies[page.key].format(**page.facts)
     lines = textwrap.wrap(body, min(width, MOST_WIDTH))
@@ -48,7 +48,8 @@ def draw(page: Page, words: Texts, *, n: int, of: int, width: int) -> Renderable
     title = Text(words.titles[page.key].format(**page.facts), "bold")
     gap = max(1, width - title.cell_len - cell_len(number))
     head = title.append(" " * gap).append(number, "not bold dim")
-    return Group(head, Text(), *(Text(one_line(line)) for line in lines), Text(), picture(page.picture))
+    shown = picture(page.picture, colour=colour)
+    return Group(head, Text(), *(Text(one_line(line)) for line in lines), Text(), shown)
 
 
 def foot(page: Page, words: Texts) -> Text:
@@ -60,7 +61,7 @@ def foot(page: Page, words: Texts) -> Text:
     )
 
 
-def picture(found: Picture) -> RenderableType:
+def picture(found: Picture, *, colour: bool) -> RenderableType:
     """What a page shows, in the article's colours."""
     match found:
         case Written():
@@ -82,11 +83,11 @@ def picture(found: Picture) -> RenderableType:
         case Grid():
             from gptcli.render.grid import draw as draw_grid
 
-            return draw_grid(found.scan)
+            return draw_grid(found.scan, colour=colour)
         case Track():
             from gptcli.render.track import draw as draw_track
 
-            return draw_track(found.scan, found.position)
+            return draw_track(found.scan, found.position, colour=colour)
         case Change():
             return draw_moved(found.found)
 

@@ -21,9 +21,7 @@ from gptcli.checkpoint import Checkpoint
 from gptcli.compare import difference
 from gptcli.generation import generate, prepare
 from gptcli.model import visible
-from gptcli.pairs import Pair
 from gptcli.params import Account, Subject, account
-from gptcli.priming import primed
 from gptcli.recipe import Recipe
 from gptcli.records import Step
 from gptcli.records_xray import Scan
@@ -51,8 +49,8 @@ from gptcli.train import Once, Training, lessons
 LAW = "Second law of robotics: A robot must obey the orders given it by human beings"
 STORY = "Once upon a time"
 OBEY = "a robot must obey the orders given it"
-EXAMPLES = tuple(Pair(prompt=name, completion="a green kite") for name in ("Tom", "Lily", "Ben", "Mia"))
-CASE = "Anna"
+EXAMPLES = tuple(f"{name} has a green kite.\n" for name in ("Tom", "Lily", "Ben", "Mia"))
+CASE, ASKED = "Anna has", " a green kite."
 N_WRITTEN, N_ROWS, N_FED_BACK, N_STEPS, N_MASK = 40, 10, 3, 20, 24
 GREEDY = Sampling(temperature=0)
 
@@ -82,7 +80,14 @@ class Guide:
 
     @cached_property
     def account(self) -> Account:
-        return account(Subject(title=self.checkpoint.name, config=self.config))
+        return account(
+            Subject(
+                title=self.checkpoint.name,
+                family=self.checkpoint.family,
+                config=self.config,
+                spelled=self.checkpoint.config_json,
+            )
+        )
 
     @cached_property
     def written(self) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
@@ -226,21 +231,25 @@ class Guide:
         return {}, Grid(scan=found), f'gptcli xray "{OBEY}" -n {N_FED_BACK}{self._option}'
 
     def priming(self) -> Made:
-        prompts, chances, written = [], [], []
-        counts = tuple(range(len(EXAMPLES) + 1))
-        answer = " " + EXAMPLES[0].completion
-        for n in counts:
-            prompt = primed(EXAMPLES[:n], CASE, form="arrow")
-            prompts.append(prompt.text)
-            chances.append(self._chance(prompt.text, answer))
-            steps = generate(self.checkpoint, prompt.text, sampling=GREEDY, max_tokens=8, stop=prompt.stops)
-            written.append("".join(step.text for step in steps))
-        facts = {"n_prompt": number(len(self.checkpoint.tokenizer.encode(prompts[-1])))}
-        picture = Shots(
-            prompts=tuple(prompts), counts=counts, answer=answer, chances=tuple(chances), written=tuple(written)
+        tokenizer = self.checkpoint.tokenizer
+        n_asked = len(tokenizer.encode(ASKED, bos=False))
+        asked = ["".join(EXAMPLES[:n]) + CASE for n in range(len(EXAMPLES) + 1)]
+        prompts = tuple(text for text in asked if len(tokenizer.encode(text)) + n_asked <= self.config.n_ctx)
+        counts = tuple(range(len(prompts)))
+        written = tuple(
+            "".join(step.text for step in generate(self.checkpoint, prompt, sampling=GREEDY, max_tokens=n_asked))
+            for prompt in prompts
         )
-        shown = " ".join(f'--example "{pair.prompt} => {pair.completion}"' for pair in EXAMPLES)
-        return facts, picture, f'gptcli {shown} "{CASE}" -t 0{self._option}'
+        picture = Shots(
+            prompts=prompts,
+            counts=counts,
+            answer=ASKED,
+            chances=tuple(self._chance(prompt, ASKED) for prompt in prompts),
+            written=written,
+        )
+        facts = {"n_prompt": number(len(tokenizer.encode(prompts[-1])))}
+        escaped = prompts[-1].replace("\n", "\\n")
+        return facts, picture, f'gptcli -e "{escaped}" -t 0 -n {n_asked}{self._option}'
 
     @torch.inference_mode()
     def _chance(self, prompt: str, answer: str) -> float:
@@ -255,7 +264,9 @@ class Guide:
         tuned = self._copy()
         recipe = Recipe(n_steps=N_STEPS, n_ctx=len(self.law) - 1, batch=1, learning_rate=1e-3, schedule="constant")
         deque(Training(tuned.decoder, Once(self.law, self.checkpoint.device), recipe).run(), maxlen=0)
-        found = difference(self.checkpoint.name, f"after {N_STEPS} steps", self.checkpoint.decoder, tuned.decoder)
+        found = difference(
+            self.checkpoint.folder.name, f"after {N_STEPS} steps", self.checkpoint.decoder, tuned.decoder
+        )
         facts = {
             "n_steps": number(N_STEPS),
             "n_changed": number(sum(m.n_changed for m in found.moved)),
