@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gptcli.records import Candidate, Card, Chunk, Progress, Prompt, Step
     from gptcli.sampling import Sampling
     from gptcli.tokens import Tokenizer
+    from gptcli.trace import Trace, xray
     from gptcli.train import Training
 
 _HOME = {
@@ -52,6 +53,7 @@ _HOME = {
     "Sampling": "sampling",
     "Tokenizer": "tokens",
     "Training": "train",
+    **dict.fromkeys(("Trace", "xray"), "trace"),
 }
 
 __all__ = [
@@ -77,6 +79,7 @@ __all__ = [
     "Step",
     "Tape",
     "Tokenizer",
+    "Trace",
     "Training",
     "Unsupported",
     "UsageError",
@@ -87,6 +90,7 @@ __all__ = [
     "prepare",
     "save",
     "start",
+    "xray",
 ]
 
 

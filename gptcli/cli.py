@@ -15,9 +15,9 @@ from gptcli.render.output import ClosedPipe, say, silence
 from gptcli.render.safe import one_line
 
 COMMANDS = (  # each a function of its own name in gptcli.commands
-    *("generate", "score", "examples", "train", "finetune", "merge", "diff"),
+    *("generate", "xray", "score", "examples", "train", "finetune", "merge", "diff"),
     *("tokenize", "info", "families"),
-    *("params", "budget", "new"),
+    *("tour", "params", "budget", "new"),
 )
 HIDDEN = {"inspect": "info"}  # other tools' names for the same
 OF_THE_PROGRAM = ("--help", "-h", "--version", "--install-completion", "--show-completion")

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from gptcli.checkpoint import load_layout, stored_parts
+from gptcli.config import Config
 from gptcli.errors import UsageError
 from gptcli.layout import Layout, look
 from gptcli.lora import CONFIG, apply
+from gptcli.model import Decoder
 from gptcli.records import Difference, Moved
 
 
@@ -27,7 +29,7 @@ def compare(before: str, after: str) -> Difference:
         checkpoint = load_layout(first, device="cpu", dtype="float32")
         apply(checkpoint, Path(after))
         pairs = _beside(first, dict(checkpoint.decoder.named_parameters()))
-        return _difference(before, after, first, pairs)
+        return _difference(before, after, first.config, pairs)
     second = look(after)
     mine, theirs = first.config.shapes(), second.config.shapes()
     if first.family != second.family:
@@ -38,7 +40,14 @@ def compare(before: str, after: str) -> Difference:
                 f"{name} has shape {_shape(mine.get(name))} in {before} and {_shape(theirs.get(name))} in {after}",
                 hint="only checkpoints of one shape can be compared",
             )
-    return _difference(before, after, first, _two(first, second))
+    return _difference(before, after, first.config, _two(first, second))
+
+
+def difference(before: str, after: str, first: Decoder, second: Decoder) -> Difference:
+    """The same of two decoders in memory, of one shape; the names are for the eye."""
+    now = dict(second.named_parameters())
+    pairs = ((name, p.detach(), now[name].detach()) for name, p in first.named_parameters())
+    return _difference(before, after, first.config, pairs)
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
@@ -63,8 +72,8 @@ def _beside(layout: Layout, now: dict[str, torch.nn.Parameter]) -> Iterator[tupl
         yield part.name, tensor, after if part.row is None else after[part.row]
 
 
-def _difference(before: str, after: str, layout: Layout, pairs: Iterator[tuple[str, Tensor, Tensor]]) -> Difference:
-    shapes = layout.config.shapes()
+def _difference(before: str, after: str, config: Config, pairs: Iterator[tuple[str, Tensor, Tensor]]) -> Difference:
+    shapes = config.shapes()
     sums: dict[str, tuple[int, float, float, float]] = {}
     for name, a, b in pairs:
         change = b.float() - a.float()
@@ -90,4 +99,4 @@ def _difference(before: str, after: str, layout: Layout, pairs: Iterator[tuple[s
                 largest=largest,
             )
         )
-    return Difference(before=before, after=after, n_params=layout.config.n_params(), moved=tuple(moved))
+    return Difference(before=before, after=after, n_params=config.n_params(), moved=tuple(moved))

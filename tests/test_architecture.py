@@ -19,21 +19,28 @@ TENSORS = {
     *("gptcli.speed", "gptcli.untrained"),
     *("gptcli.cache", "gptcli.checkpoint", "gptcli.compare", "gptcli.data", "gptcli.generation", "gptcli.lora"),
     *("gptcli.model", "gptcli.optimizer", "gptcli.rope", "gptcli.sample", "gptcli.saves", "gptcli.score"),
-    "gptcli.train",
+    *("gptcli.train", "gptcli.attention", "gptcli.trace", "gptcli.lens", "gptcli.divergence", "gptcli.ledger"),
+    *("gptcli.whatif", "gptcli.occlusion", "gptcli.scan", "gptcli.draws", "gptcli.strips", "gptcli.tour.guide"),
 }
 TERMINAL = {"rich", "typer"}
 
 # each floor may import from itself and from the floors below it
 FLOORS = [
     ("errors",),
-    ("records", "config", "sampling", "recipe", "presets"),
-    ("config_json", "fixes", "folder", "settings", "text_stream"),
+    ("records", "records_xray", "tables", "config", "sampling", "recipe", "presets"),
+    ("config_json", "fixes", "folder", "settings", "text_stream", "places"),
     ("configs", "memory", "tokens", "cache", "rope", "sample"),
     ("families", "model", "corpus", "pairs", "paper", "catalogue", "priming"),
     ("layout", "data", "optimizer"),
     ("checkpoint", "describe", "model_choice", "params", "budget", "speed"),
     ("generation", "train", "saves", "score", "lora"),
-    ("compare", "untrained"),
+    ("compare", "untrained", "attention", "divergence"),
+    ("trace",),
+    ("lens",),
+    ("ledger", "occlusion", "strips"),
+    ("whatif", "scan", "trace_file", "xray_json"),
+    ("draws",),
+    ("tour",),
     ("render",),
     ("commands",),
     ("cli",),

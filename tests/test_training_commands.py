@@ -299,6 +299,9 @@ def test_a_text_can_be_tuned_on_too(trained: Path, tmp_path: Path) -> None:
     done = gptcli("finetune", trained, tmp_path / "text.txt", "--out", tmp_path / "m", "--steps", "30", "--lr", "3e-3")
     assert done.returncode == 0, done.stderr.decode()
     assert b"red red" in gptcli("red red", "-m", tmp_path / "m", "-t", "0", "-n", "8", "--echo").stdout
+    (tmp_path / "short.txt").write_text("the cat sat on a red mat")  # shorter than the context: one sequence
+    done = gptcli("finetune", trained, tmp_path / "short.txt", "--out", tmp_path / "n", "--steps", "2")
+    assert done.returncode == 0 and b"2 steps of 16 sequences" in done.stderr, done.stderr.decode()
 
 
 def test_finetune_refuses_with_clear_words(trained: Path, corpus: Path, pairs: Path, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def finetune(
         int, typer.Option("--batch", metavar="N", min=1, rich_help_panel=o.RUN, help="Sequences of a step.")
     ] = 16,
     n_ctx: Annotated[
-        int | None, o.count("--context", "Tokens of a sequence of text. \\[512, or all the model has]")
+        int | None, o.count("--context", "Tokens of a sequence of text. \\[512, or all there is]")
     ] = None,
     learning_rate: Annotated[
         float | None,
@@ -231,13 +231,13 @@ def _prepared(
             length = max(len(e.ids) for _, e in kept[0])
             n_tokens = round(epochs * len(kept[0])) * length
         else:
-            length = min(most, n_ctx or 512)
             texts = corpus.keep_stdin(files, run)
             tokens = corpus.write_tokens(
                 corpus.documents(texts), corpus.documents(held_out), run,
                 encode=lambda part: list(map(checkpoint.tokenizer.encode, part)),
                 n_vocab=checkpoint.config.n_vocab, end_id=_end(checkpoint), share=share,
             )  # fmt: skip
+            length = min(most, n_ctx or max(1, min(512, tokens.n_train - 1)))  # a short text is one sequence
             corpus.check_length(tokens, length)
             n_tokens = round(epochs * (tokens.n_train - 1))
         recipe = scaled(

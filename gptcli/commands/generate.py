@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -14,18 +15,23 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gptcli.commands import options as o
+from gptcli.commands.editing import Wanted, refuse_mean_alone
 from gptcli.commands.priming import Priming, show, with_stops
 from gptcli.commands.prompt import read_cases, read_prompt
 from gptcli.errors import UsageError
 from gptcli.render import theme
 from gptcli.render.output import Output, hears, say, tell
+from gptcli.render.safe import one_line
 from gptcli.sampling import Sampling
 from gptcli.settings import Setting, settle
 
 if TYPE_CHECKING:
     from gptcli.checkpoint import Checkpoint
+    from gptcli.model import Tape
     from gptcli.records import Candidate, Prompt, Step
+    from gptcli.records_xray import Strip
 
+NEXT = 4  # other tokens that a strip names
 SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling) if field.name != "logit_bias")
 
 
@@ -71,6 +77,10 @@ def generate(
     dtype: o.Dtype = None,
     revision: o.Revision = None,
     allow_config: o.AllowConfig = None,
+    xray: o.Xray = False,
+    ablate: o.Ablate = None,
+    patch: o.Patch = None,
+    mean: o.Mean = False,
 ) -> None:
     """Go on from a text, one token at a time. Without a prompt the model starts from its own start token.
 
@@ -87,6 +97,10 @@ def generate(
     if logprobs is not None and not 0 <= logprobs <= 100:
         raise UsageError(f"--logprobs must be from 0 to 100, not {logprobs}")
     Sampling(**{name: early[name].value for name in SAMPLING})  # bad flags are refused before anything is loaded
+    wanted = Wanted.read(ablate, patch, mean=mean)
+    refuse_mean_alone(wanted, mean=mean)
+    if wanted.patches and early["overflow"].value == "slide":
+        raise UsageError("--patch names a token, and --overflow slide moves the tokens", hint="leave one of them out")
     output = Output()
     priming = Priming.asked(examples, example, example_format)
     text, cases = "", list[str]()
@@ -123,6 +137,7 @@ def generate(
             say(f"gptcli: note: {note}")
         if text.endswith(" "):
             say("gptcli: note: the prompt ends with a space; most models write it together with the next word")
+    wanted.check(checkpoint.config.n_layer, checkpoint.config.n_head)
     run = _Run(
         checkpoint=checkpoint,
         text=text,
@@ -131,7 +146,9 @@ def generate(
             **{name: settings[name].value for name in SAMPLING}, logit_bias=_biases(checkpoint, logit_bias or ())
         ),
         seed=secrets.randbits(32) if settings["seed"].value is None else settings["seed"].value,
-        top=logprobs or 0,
+        top=max(logprobs or 0, NEXT if xray else 0),
+        wanted=wanted,
+        xray=xray,
         bos=bos,
         times=_Times(started=started, loaded=loaded),
     )
@@ -142,6 +159,8 @@ def generate(
     for each in _runs(run, priming, cases):
         if write:
             write(each, output, logprobs=logprobs is not None)
+        elif xray:
+            _as_strips(each, output)
         else:
             _as_text(each, output, echo=echo, stream=stream, by_probability=logprobs is not None)
             if len(cases) > 1 and not output.is_terminal:
@@ -188,9 +207,12 @@ class _Run:
     top: int
     bos: bool | None
     times: _Times
+    wanted: Wanted
+    xray: bool
     prompt: Prompt | None = None
     interrupted: bool = False
     last: bool = True  # of several cases; the seed is said once
+    strips: dict[int, Strip] = dataclasses.field(default_factory=dict)  # by token, of the sample that is running
 
     def samples(self) -> Iterable[tuple[int, Iterable[Step]]]:
         """The samples, each a stream of steps; the prompt is computed once for all."""
@@ -198,8 +220,11 @@ class _Run:
 
         value = {key: setting.value for key, setting in self.settings.items()}
         n, prompt = value["num_samples"], self.prepared()
-        begin = prompt if n == 1 else start(self.checkpoint, prompt, max_tokens=value["max_tokens"])
+        tape = self._tape(prompt)
+        alone = n == 1 or tape is not None  # a tape sees a text from its start
+        begin = prompt if alone else start(self.checkpoint, prompt, max_tokens=value["max_tokens"])
         for i in range(n):
+            self.strips = {}
             steps = generate(
                 self.checkpoint,
                 begin,
@@ -211,8 +236,25 @@ class _Run:
                 ignore_eos=value["ignore_eos"],
                 top=self.top,
                 overflow=value["overflow"],
+                tape=tape,
             )
-            yield i, self._timed(steps)
+            yield i, self._timed(self._read(steps, tape))
+
+    def _tape(self, prompt: Prompt) -> Tape | None:
+        """What watches the passes, or changes what passes; None leaves the model alone."""
+        if not self.xray and not self.wanted:
+            return None
+        from gptcli.strips import Strips
+
+        edits = self.wanted.edits(self.checkpoint, prompt) if self.wanted else None
+        return Strips(self.checkpoint.decoder, edits=edits) if self.xray else edits
+
+    def _read(self, steps: Iterable[Step], tape: Tape | None) -> Iterable[Step]:
+        """Each token with its strip, read off the pass that wrote it."""
+        for step in steps:
+            if self.xray:
+                self.strips[step.index] = tape.read(step.id, step.logprob)  # type: ignore[union-attr]
+            yield step
 
     def prepared(self) -> Prompt:
         """The prompt's tokens, made to fit."""
@@ -312,12 +354,43 @@ def _as_text(run: _Run, output: Output, *, echo: bool, stream: bool, by_probabil
     run.close()
 
 
+def _as_strips(run: _Run, output: Output) -> None:
+    """One line for each token: the token, a cell for each layer, where it was decided, what else it could have been."""
+    from gptcli.render.strip import StripView
+
+    coloured = theme.wants_colour(run.settings["color"].value, terminal=output.is_terminal)
+    config, tokenizer = run.checkpoint.config, run.checkpoint.tokenizer
+    width = shutil.get_terminal_size((100, 24)).columns
+    view = StripView(output, n_layer=config.n_layer, colour=coloured, width=width)
+    try:
+        for _, sample in run.samples():
+            view.begin(run.prepared())
+            for step in sample:
+                view.step(step, run.strips[step.index], tokenizer.piece(step.id) or "")
+            view.end(_checked(run))
+    except KeyboardInterrupt:
+        run.interrupted = True
+    run.close()
+
+
+def _checked(run: _Run) -> list[str]:
+    """What the strips' self-check says beside its number."""
+    from gptcli.render.check import sizes
+
+    checkpoint, first = run.checkpoint, run.prepared().ids[0]
+    start = first in (checkpoint.tokenizer.bos_id, checkpoint.start_id)
+    parts = [f"without {', '.join(run.wanted.words)}"] if run.wanted else []
+    parts.append(f"{str(checkpoint.dtype).removeprefix('torch.')} {checkpoint.device}, read in float32")
+    parts.append(f"start token {checkpoint.tokenizer.piece(first)}" if start else "no start token")
+    return [one_line(part) for part in [*parts, sizes(checkpoint.tokenizer.size, checkpoint.config.n_vocab)]]
+
+
 def _as_json(run: _Run, output: Output, *, logprobs: bool) -> None:
     samples = []
     try:
         for i, sample in run.samples():
-            steps = list[Any]()
-            samples.append((i, steps))
+            steps, strips = list[Any](), run.strips
+            samples.append((i, steps, strips))
             for step in sample:
                 steps.append(step)
     except KeyboardInterrupt:
@@ -326,7 +399,7 @@ def _as_json(run: _Run, output: Output, *, logprobs: bool) -> None:
     answer = {
         "model": run.checkpoint.name,
         "prompt": {"text": prompt.text, "ids": list(prompt.ids), "dropped": prompt.n_dropped},
-        "samples": [_sample_json(run, i, steps, logprobs=logprobs) for i, steps in samples],
+        "samples": [_sample_json(run, i, steps, strips, logprobs=logprobs) for i, steps, strips in samples],
         "settings": _settings_json(run),
         "stats": run.stats(),
     }
@@ -351,16 +424,23 @@ def _as_jsonl(run: _Run, output: Output, *, logprobs: bool) -> None:
             for step in sample:
                 steps.append(step)
                 output.line(
-                    _dumps({"type": "token", "sample": i, **_step_json(step, top=logprobs), "released": step.text})
+                    _dumps(
+                        {
+                            "type": "token",
+                            "sample": i,
+                            **_step_json(step, run.strips.get(step.index), top=logprobs),
+                            "released": step.text,
+                        }
+                    )
                 )
-            output.line(_dumps({"type": "done", **_sample_json(run, i, steps, logprobs=False)}))
+            output.line(_dumps({"type": "done", **_sample_json(run, i, steps, {}, logprobs=False)}))
     except KeyboardInterrupt:
         run.interrupted = True
     output.line(_dumps({"type": "stats", **run.stats()}))
     run.close()
 
 
-def _sample_json(run: _Run, i: int, steps: list[Step], *, logprobs: bool) -> dict[str, Any]:
+def _sample_json(run: _Run, i: int, steps: list[Step], strips: dict[int, Strip], *, logprobs: bool) -> dict[str, Any]:
     sample = {
         "sample": i,
         "seed": run.seed + i,
@@ -368,11 +448,15 @@ def _sample_json(run: _Run, i: int, steps: list[Step], *, logprobs: bool) -> dic
         "ids": [step.id for step in steps],
         "finish": steps[-1].finish if steps else None,
     }
-    return sample | {"tokens": [_step_json(step, top=True) for step in steps]} if logprobs else sample
+    if not logprobs and not strips:
+        return sample
+    return sample | {"tokens": [_step_json(step, strips.get(step.index), top=logprobs) for step in steps]}
 
 
-def _step_json(step: Step, *, top: bool) -> dict[str, Any]:
+def _step_json(step: Step, strip: Strip | None, *, top: bool) -> dict[str, Any]:
     token = _token_json(step) | {"index": step.index, "p": step.p, "kept": step.n_kept, "draw": step.draw}
+    if strip is not None:
+        token["xray"] = {"decided": strip.decided, **dataclasses.asdict(strip)}
     return token | {"top": [_token_json(candidate) for candidate in step.top]} if top else token
 
 

@@ -219,6 +219,30 @@ Color = Annotated[
     ),
 ]  # fmt: skip
 
+Xray = Annotated[
+    bool,
+    typer.Option("--xray", rich_help_panel=OUTPUT, help="A strip beside each token: how every layer stood to it."),
+]
+
+WHAT_IF = "What if"
+Ablate = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ablate", metavar="PLACE", rich_help_panel=WHAT_IF, show_default=False,
+        help="Switch off a head L9H4, L7.mlp, L7.attn or a layer L3; repeatable.",
+    ),
+]  # fmt: skip
+Patch = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--patch", metavar="TEXT@PLACE:N", rich_help_panel=WHAT_IF, show_default=False,
+        help="Put there what another prompt has, at token N: 'The dog'@L5:-1; repeatable.",
+    ),
+]  # fmt: skip
+Mean = Annotated[
+    bool, typer.Option("--mean", rich_help_panel=WHAT_IF, help="Off is the mean over the prompt, and not zero.")
+]
+
 TRAINED, RUN = "Model", "Run"
 
 

@@ -20,7 +20,7 @@ MOST_CELLS = 600  # of the stack; one with more is not drawn
 
 def draw(account: Account) -> RenderableType:
     """One screen: all numbers, where they are, and what they take."""
-    parts: list[RenderableType] = [_head(account), Text(), _Parts(account), Text(), Stack(account), Text()]
+    parts: list[RenderableType] = [_head(account), Text(), Parts(account), Text(), Stack(account), Text()]
     parts += [_Memory(account), Text()]
     parts += [_checked(check) for check in account.checks] or [
         Text("counted from the config; there are no tensors to hold it against", "dim")
@@ -48,7 +48,7 @@ def _checked(check: Check) -> Text:
     return Text.assemble(("✓ ", "bold"), f"{check.what} = {check.found:,}")
 
 
-class _Parts:
+class Parts:
     """One row for each kind of matrix; what does not fit a narrow screen is left out: first shapes, then nothing."""
 
     def __init__(self, account: Account) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,40 @@ def shade(p: float) -> Style:
     from rich.style import Style
 
     return Style(bgcolor=SCALE[step(p)], color="#ffffff" if step(p) < 5 else "#000000")
+
+
+def light_background() -> bool:
+    """Whether the terminal says that its background is light (COLORFGBG, as rxvt, konsole and others set it)."""
+    return os.environ.get("COLORFGBG", "").rpartition(";")[2] in ("7", "15")
+
+
+def exported(renderable: object, *, form: str, width: int) -> str:
+    """A renderable as one SVG or HTML file, in the fonts that the reader has, without anything fetched."""
+    import io
+
+    from rich.console import Console
+    from rich.terminal_theme import TerminalTheme
+
+    ansi = [(43, 43, 43), (176, 48, 63), (62, 125, 46), (150, 110, 20), (65, 75, 178), (150, 60, 130), (30, 120, 130),
+            (160, 160, 160)]  # fmt: skip
+    dark = TerminalTheme((27, 29, 33), (222, 222, 220), ansi)
+    view = Console(
+        record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor", highlight=False,
+        markup=False, emoji=False,
+    )  # fmt: skip
+    view.print(renderable)
+    fonts = "ui-monospace, Menlo, Consolas, DejaVu Sans Mono, monospace"
+    if form == "html":
+        page = view.export_html(theme=dark, inline_styles=True)
+        return page.replace(
+            "font-family:Menlo,'DejaVu Sans Mono',consolas,'Courier New',monospace", f"font-family:{fonts}"
+        )
+    svg = view.export_svg(title="gptcli xray", theme=dark, font_aspect_ratio=0.61)
+    start, stop = svg.index("@font-face"), svg.rindex("@font-face")
+    stop = svg.index("}", stop) + 1
+    svg = svg[:start] + svg[stop:].replace("Fira Code", fonts)
+    svg = re.sub(r"<!--.*?-->", "", svg, count=1)
+    return svg.replace("<svg ", '<svg xml:space="preserve" ', 1)
 
 
 def drawn(renderable: object, *, colour: bool, width: int | None = None) -> str:

@@ -1,0 +1,56 @@
+"""Attention as it was: which position each head looked at, rebuilt from the queries and keys that were recorded.
+
+T positions   H heads   K kv heads   D head dim
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gptcli.config import Layer
+
+
+@torch.inference_mode()
+def pattern(q: Tensor, k: Tensor, layer: Layer, softcap: float | None) -> Tensor:
+    """softmax(scale q.k) over what is visible. q: [H, T, D]; k: [K, T, D]. Returns [H, T, T], rows sum to 1.
+
+    Computed in float32 or wider, whatever the dtype of the model.
+    """
+    q, k = (t if t.dtype == torch.float64 else t.float() for t in (q, k))
+    scores = q @ shared(k, q.shape[0]).transpose(-1, -2) * layer.scale  # [H, T, T]
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    return scores.masked_fill(~seen(q.shape[1], layer.window, q.device), float("-inf")).softmax(-1)
+
+
+def shared(k: Tensor, n_head: int) -> Tensor:
+    """Keys or values once for each head: H / K neighbours read the same. [K, T, D] -> [H, T, D]."""
+    return k.repeat_interleave(n_head // k.shape[0], 0)
+
+
+def seen(T: int, window: int | None, device: torch.device | str = "cpu") -> Tensor:
+    """Whether query i sees key j: 0 <= i - j < window. [T, T], bool."""
+    position = torch.arange(T, device=device)
+    distance = position[:, None] - position
+    return (distance >= 0) & (distance < (window or T))
+
+
+def sink_share(pattern: Tensor) -> Tensor:
+    """What each head puts on position 0, mean over the queries after it. [H, T, T] -> [H]; 0 for a single position."""
+    return pattern[:, 1:, 0].mean(1) if pattern.shape[1] > 1 else pattern.new_zeros(pattern.shape[0])
+
+
+def role_scores(pattern: Tensor, first: int, n: int) -> dict[str, Tensor]:
+    """What each head does on n tokens said twice in a row, the first of them at position `first`. [H, T, T] -> [H].
+
+    Means over the second time of what is put on: previous, the token before; duplicate, the same token's first time;
+    induction, what followed it then. sink: what goes to position 0. (Olsson et al. 2022, Elhage et al. 2021.)
+    """
+    again = torch.arange(first + n, first + 2 * n, device=pattern.device)  # positions of the second time
+    return {
+        "previous": pattern[:, again, again - 1].mean(1),
+        "duplicate": pattern[:, again, again - n].mean(1),
+        "induction": pattern[:, again, again - n + 1].mean(1),
+        "sink": sink_share(pattern),
+    }

@@ -1,0 +1,425 @@
+"""gptcli xray: the way of each token through the layers, from a model or from a saved trace."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from gptcli.commands import options as o
+from gptcli.commands.editing import Wanted, refuse_mean_alone
+from gptcli.commands.prompt import read_prompt
+from gptcli.errors import UsageError
+from gptcli.places import check_place, check_position, read_place
+from gptcli.render import theme
+from gptcli.render.output import Output, hears, tell
+from gptcli.sampling import Sampling
+from gptcli.settings import Setting, settle
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from gptcli.checkpoint import Checkpoint
+    from gptcli.records import Prompt
+    from gptcli.records_xray import Scan
+    from gptcli.scan import Run
+
+VIEW, IF = "What to show", "What if"
+FORMATS = ("text", "json", "ndjson", "svg", "html")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+
+
+def view(name: str, text: str) -> Any:
+    """A flag that asks for a view."""
+    return typer.Option(name, rich_help_panel=VIEW, help=text)
+
+
+def xray(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="[PROMPT]", show_default=False, help="A text, - for stdin, or a saved .xray file."),
+    ] = None,
+    file: o.File = None,
+    model: o.Model = None,
+    adapter: o.Adapter = None,
+    max_tokens: Annotated[
+        int, typer.Option("-n", "--max-tokens", metavar="N", min=0, help="Tokens of answer to write.")
+    ] = 6,
+    token: Annotated[
+        int | None,
+        typer.Option(
+            "--token", metavar="N", rich_help_panel=VIEW, help="Its track; with another view: the token meant."
+        ),
+    ] = None,
+    grid: Annotated[bool, view("--grid", "The elevator: tokens across, layers up. The default.")] = False,
+    ledger: Annotated[bool, view("--ledger", "Why this token and not the next best: what each part wrote.")] = False,
+    alone: Annotated[bool, view("--alone", "The ledger of the token's own logit, against no other.")] = False,
+    attention: Annotated[bool, view("--attention", "Where each head looks.")] = False,
+    head: Annotated[
+        str | None, typer.Option("--head", metavar="L5H2", rich_help_panel=VIEW, help="One head's whole pattern.")
+    ] = None,
+    roles: Annotated[bool, view("--roles", "What heads are for, measured on random tokens said twice.")] = False,
+    norms: Annotated[bool, view("--norms", "How long the vectors are, and how writes lie to them.")] = False,
+    occlusion: Annotated[bool, view("--occlusion", "Which tokens of the text the answer rests on.")] = False,
+    sampling: Annotated[bool, view("--sampling", "How the token was drawn: temperature, filters, number.")] = False,
+    sub: Annotated[bool, view("--sub", "Rows between attention and MLP too.")] = False,
+    at: Annotated[
+        int | None, typer.Option("--at", metavar="N", rich_help_panel=VIEW, help="Show the columns around this token.")
+    ] = None,
+    every: Annotated[
+        int | None,
+        typer.Option("--every", metavar="N", min=1, rich_help_panel=VIEW, help="Every Nth layer. \\[what fits]"),
+    ] = None,
+    top: Annotated[
+        int, typer.Option("--top", metavar="K", min=2, max=50, rich_help_panel=VIEW, help="Tokens kept a cell.")
+    ] = 5,
+    ablate: o.Ablate = None,
+    patch: o.Patch = None,
+    mean: o.Mean = False,
+    sweep: Annotated[
+        Literal["heads", "mlps"] | None,
+        typer.Option("--sweep", metavar="WHAT", rich_help_panel=IF, help="heads or mlps: each off by itself."),
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="FILE", help="Keep all of it as a .xray file.", show_default=False)
+    ] = None,
+    diff: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--diff", metavar="A B", help="Compare two saved traces.", show_default=False),
+    ] = None,
+    form: Annotated[str, typer.Option("--format", metavar="NAME", help=f"{', '.join(FORMATS)}.")] = "text",
+    width: Annotated[
+        int | None, typer.Option("--width", metavar="N", min=40, help="Columns. \\[the terminal's]", show_default=False)
+    ] = None,
+    temperature: o.Temperature = None,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
+    min_p: o.MinP = None,
+    seed: o.Seed = None,
+    color: o.Color = None,
+    bos: o.Bos = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    revision: o.Revision = None,
+    allow_config: o.AllowConfig = None,
+) -> None:
+    """Look into the model while it writes: every token's way through the layers, with numbers that add up.
+
+    The answer is greedy unless a sampling option is given. A trace made with --save shows every view again, without
+    the model: gptcli xray run.xray --ledger.
+    """
+    flags = {k: v for k, v in locals().items() if k in o.SETTINGS and k != "max_tokens"}
+    if form not in FORMATS:
+        raise UsageError(f"--format must be one of {', '.join(FORMATS)}, not {form!r}")
+    wanted = Wanted.read(ablate, patch, mean=mean)
+    refuse_mean_alone(wanted, mean=mean, sweep=sweep is not None)
+    one_head = None if head is None else read_place(head, option="--head")
+    if one_head and one_head.part != "head":
+        raise UsageError(f"--head {head!r} is no head", hint="for example --head L5H2")
+    asked = {
+        "grid": grid, "ledger": ledger or alone, "attention": attention or head is not None, "roles": roles,
+        "norms": norms, "occlusion": occlusion, "draw": sampling, "mosaic": sweep is not None,
+    }  # fmt: skip
+    views = [name for name, on in asked.items() if on]
+    if wanted and not views and token is None:
+        views = ["what_if"]
+    views = views or (["track"] if token is not None else ["grid"])
+    settings = settle(flags)
+    output = Output()
+    show = _Show(
+        output=output, form=form, width=width, color=settings["color"].value, views=tuple(views), token=token, at=at,
+        every=every, alone=alone, sub=sub, head=(one_head.layer, one_head.head) if one_head else None,
+    )  # fmt: skip
+    if diff is not None:
+        show.difference(*diff)
+        return
+    if prompt is not None and prompt.endswith(".xray") and Path(prompt).suffix == ".xray":
+        if wanted or sweep:
+            raise UsageError(
+                "a saved trace has no model to change", hint="give a prompt with --ablate, --patch or --sweep"
+            )
+        from gptcli.trace_file import load as load_trace
+
+        show.scan(load_trace(prompt))
+        return
+    text = read_prompt(prompt, None, file)
+    checkpoint, settings = _loaded(settings, flags, adapter, revision, allow_config)
+    wanted.check(checkpoint.config.n_layer, checkpoint.config.n_head)
+    if one_head:
+        check_place(one_head, n_layer=checkpoint.config.n_layer, n_head=checkpoint.config.n_head)
+    drawn = sampling or any(flags[name] is not None for name in SAMPLING)
+    rules = Sampling(**{name: settings[name].value for name in SAMPLING}) if drawn else Sampling(temperature=0)
+    if sampling and not max_tokens:
+        raise UsageError("--sampling shows how a token was drawn, and none is", hint="leave out -n 0")
+    from gptcli.generation import prepare
+
+    made = prepare(checkpoint, text, max_tokens=max_tokens, bos=bos)
+    job = _Job(
+        checkpoint=checkpoint, prompt=made, max_tokens=max_tokens, rules=rules, seed=settings["seed"].value or 0,
+        top=top, wanted=wanted, sweep=sweep, show=show, keep=save is not None, mean=mean,
+    )  # fmt: skip
+    found = job.scan()
+    if save is not None:
+        from gptcli.trace_file import save as save_trace
+
+        save_trace(found, save)
+    show.scan(found)
+
+
+def _loaded(
+    settings: dict[str, Setting],
+    flags: dict[str, Any],
+    adapter: str | None,
+    revision: str | None,
+    allow_config: list[str] | None,
+) -> tuple[Checkpoint, dict[str, Setting]]:
+    """The checkpoint, and the settings with what its makers chose."""
+    if hears():
+        tell("\x1b[2mloading ...\x1b[0m")
+    try:
+        from gptcli.checkpoint import load_layout
+        from gptcli.layout import look
+        from gptcli.model_choice import adapter_folder, chosen_model
+
+        extra = None if adapter is None else adapter_folder(adapter)
+        layout = look(chosen_model(settings), revision=revision, allow=allow_config or ())
+        settings = settle(flags, layout.generation_config)
+        checkpoint = load_layout(layout, device=settings["device"].value, dtype=settings["dtype"].value)
+        if extra is not None:
+            from gptcli.lora import apply
+
+            apply(checkpoint, extra)
+    finally:
+        if hears():
+            tell("\r\x1b[K")
+    return checkpoint, settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What is to be computed for one call."""
+
+    checkpoint: Checkpoint
+    prompt: Prompt
+    max_tokens: int
+    rules: Sampling
+    seed: int
+    top: int
+    wanted: Wanted
+    sweep: Literal["heads", "mlps"] | None
+    mean: bool
+    show: _Show
+    keep: bool
+
+    def scan(self) -> Scan:
+        """Runs the text, and whatever the views need beside it."""
+        from gptcli.scan import run, scan
+
+        needs_plain = bool(self.wanted) or self.sweep is not None
+        plain = run(self.checkpoint, self.prompt, max_tokens=0) if needs_plain else None
+        edits = self.wanted.edits(self.checkpoint, self.prompt, plain.trace if plain else None) if self.wanted else None
+        done = run(
+            self.checkpoint, self.prompt, max_tokens=self.max_tokens, sampling=self.rules, seed=self.seed, edits=edits
+        )
+        T, views = done.trace.n_positions, self.show.views
+        position = self.show.position(T, len(self.prompt.ids))
+        between = range(T) if self.keep or self.show.sub else [position] if "track" in views else []
+        found = scan(
+            self.checkpoint, done, top=self.top, between=between, heads=self.keep or "ledger" in views,
+            attention=self.keep or "attention" in views, edits=edits, edited=self.wanted.words,
+        )  # fmt: skip
+        return self._with_more(found, done, plain, position)
+
+    def _with_more(self, found: Scan, done: Run, plain: Run | None, position: int) -> Scan:
+        from gptcli.records_xray import Occlusion
+        from gptcli.scan import roles, spelled
+
+        more: dict[str, Any] = {}
+        views = self.show.views
+        if "roles" in views:
+            more["roles"] = roles(self.checkpoint)
+        if "occlusion" in views or (self.keep and not self.wanted):
+            from gptcli.occlusion import neutral_token, occlusion
+
+            target, neutral = found.answers[position], neutral_token(self.checkpoint)
+            loss = occlusion(self.checkpoint, done.ids[: position + 1], target, neutral)
+            more["occlusion"] = Occlusion(
+                position=position, target=target, neutral=neutral, loss=tuple(float(x) for x in loss)
+            )
+        if done.steps and ("draw" in views or self.keep):
+            from gptcli.draws import draw_of
+
+            index = max(0, min(len(done.steps) - 1, position - len(self.prompt.ids) + 1))
+            more["draw"] = draw_of(self.checkpoint, done, index, self.rules)
+        if plain and self.wanted:
+            more["what_if"] = self._what_if(done, plain)
+        if plain and self.sweep:
+            more["mosaic"] = self._mosaic(plain)
+        ids = {i for record in more.values() for i in _ids(record)} - found.pieces.keys()
+        pieces, special = spelled(self.checkpoint, ids)
+        return dataclasses.replace(
+            found, **more, pieces={**found.pieces, **pieces}, special={**found.special, **special}
+        )
+
+    def _best_two(self, plain: Run) -> tuple[int, int]:
+        """What the unchanged model says after the prompt, and the best other token."""
+        from gptcli.lens import read
+
+        best = read(self.checkpoint.decoder, plain.trace.states[-1:, -1:], top=2, size=self.checkpoint.n_tokens).ids
+        return int(best[0, 0, 0]), int(best[0, 0, -1])
+
+    def _what_if(self, done: Run, plain: Run) -> Any:
+        from gptcli.records_xray import WhatIf
+        from gptcli.scan import run
+        from gptcli.whatif import direct_effect, effect
+
+        ck, wanted = self.checkpoint, self.wanted
+        target, rival = self._best_two(plain)
+        before = run(ck, self.prompt, max_tokens=self.max_tokens, sampling=self.rules, seed=self.seed)
+        after = run(ck, self.prompt, max_tokens=0, edits=wanted.edits(ck, self.prompt, plain.trace))
+        direct = None
+        if not wanted.patches:
+            direct = direct_effect(plain.trace, wanted.ablate, target, rival, to_mean=wanted.to_mean)
+        e = effect(ck, plain.trace, after.trace, target, rival, direct)
+        return WhatIf(
+            edits=wanted.words, how=wanted.how, before=before.ids[len(self.prompt.ids) :],
+            after=done.ids[len(self.prompt.ids) :], target=target, rival=rival, logprob=e.logprob, rank=e.rank,
+            best=e.best, kl=e.kl, lead=e.lead, direct=e.direct,
+        )  # fmt: skip
+
+    def _mosaic(self, plain: Run) -> Any:
+        from gptcli.records_xray import Mosaic
+        from gptcli.scan import table
+        from gptcli.whatif import sweep
+
+        assert self.sweep is not None
+        target, rival = self._best_two(plain)
+        found = sweep(self.checkpoint, plain.trace, self.sweep, target, rival, to_mean=self.mean)
+        return Mosaic(
+            what=self.sweep, how="mean" if self.mean else "zero", target=target, rival=rival,
+            logprob=table(found.logprob.float()), lead=table(found.lead.float()),
+            direct=None if found.direct is None else table(found.direct.float()), best=table(found.best),
+        )  # fmt: skip
+
+
+def _ids(record: Any) -> set[int]:
+    """Tokens that a record names."""
+    names = ("target", "rival", "neutral", "chosen")
+    ids = {getattr(record, name) for name in names if hasattr(record, name)}
+    for name in ("before", "after", "best"):
+        value = getattr(record, name, ())
+        ids |= set(value) if isinstance(value, tuple) else {int(x) for row in value.rows() for x in row}
+    return ids | {option.id for option in getattr(record, "options", ())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Show:
+    """Which views, and how they leave the program."""
+
+    output: Output
+    form: str
+    width: int | None
+    color: str
+    views: tuple[str, ...]
+    token: int | None
+    at: int | None
+    every: int | None
+    alone: bool
+    sub: bool
+    head: tuple[int, int] | None
+
+    def position(self, n: int, n_prompt: int) -> int:
+        """The token meant: the last of the prompt unless --token says. Raises UsageError, with the range."""
+        if self.at is not None:
+            check_position(self.at, n, option="--at")
+        return n_prompt - 1 if self.token is None else check_position(self.token, n, option="--token")
+
+    def scan(self, scan: Scan) -> None:
+        """Writes all views to standard output."""
+        position = self.position(scan.n_positions, scan.n_prompt)
+        if self.form in ("json", "ndjson"):
+            from gptcli.xray_json import lines, whole
+
+            extra = tuple(v for v in self.views if v not in ("grid", "track"))
+            for frame in [whole(scan, extra)] if self.form == "json" else lines(scan, extra):
+                self.output.line(json.dumps(frame, ensure_ascii=False, allow_nan=False))
+            return
+        colour = self.form in ("svg", "html") or theme.wants_colour(self.color, terminal=self.output.is_terminal)
+        self._write([self._view(scan, name, position, colour=colour) for name in self.views], colour=colour)
+
+    def difference(self, first: str, second: str) -> None:
+        """Compares two traces. Raises UsageError for traces of different models."""
+        from gptcli.render.versus import draw
+        from gptcli.trace_file import load
+
+        a, b = load(first), load(second)
+        if a.fingerprint != b.fingerprint:
+            raise UsageError(
+                f"{first} is of {a.model} and {second} of {b.model}: traces of different models are not compared",
+                hint="make both with one model; its weights, dtype, prompt or edits may differ",
+            )
+        colour = self.form in ("svg", "html") or theme.wants_colour(self.color, terminal=self.output.is_terminal)
+        self._write([draw(a, b, (first, second), colour=colour)], colour=colour)
+
+    def _write(self, views: list[RenderableType], *, colour: bool) -> None:
+        from rich.console import Group
+        from rich.text import Text
+
+        parts: list[RenderableType] = []
+        for i, drawn in enumerate(views):
+            parts += [Text(), drawn] if i else [drawn]
+        if self.form in ("svg", "html"):
+            self.output.write(theme.exported(Group(*parts), form=self.form, width=self.width or 110))
+        else:
+            self.output.write(theme.drawn(Group(*parts), colour=colour, width=self.width))
+
+    def _view(self, scan: Scan, name: str, position: int, *, colour: bool) -> RenderableType:
+        rows, light = self._most_rows(scan.n_layer), theme.light_background() and self.form == "text"
+        cursor = self.at if self.at is None else self.at % scan.n_positions
+        if name == "grid":  # each view is imported by itself: a replay is to start at once
+            from gptcli.render import grid
+
+            return grid.draw(scan, colour=colour, cursor=cursor, most_rows=rows, between=self.sub, light=light)
+        if name == "track":
+            from gptcli.render import track
+
+            return track.draw(scan, position, colour=colour, light=light)
+        if name == "ledger":
+            from gptcli.render import ledger
+
+            return ledger.draw(scan, position, alone=self.alone, colour=colour)
+        if name == "norms":
+            from gptcli.render import lengths
+
+            return lengths.draw(scan, position, colour=colour, cursor=cursor, most_rows=rows)
+        kept = getattr(scan, name)
+        if kept is None:
+            flag = {"draw": "--sampling", "mosaic": "--sweep", "what_if": "--ablate"}.get(name, f"--{name}")
+            hint = f"make it again with {flag} --save FILE"
+            raise UsageError(f"this trace does not hold what {flag} shows", hint=hint)
+        if name in ("attention", "roles"):
+            from gptcli.render import heads
+
+            if name == "roles":
+                return heads.draw_roles(scan, kept, colour=colour)
+            if self.head is not None:
+                place = read_place(f"L{self.head[0]}H{self.head[1]}")
+                check_place(place, n_layer=scan.n_layer, n_head=scan.n_head)
+            return heads.draw(scan, position, head=self.head, colour=colour, most_rows=rows)
+        from gptcli.render import changes
+
+        if name == "occlusion":
+            return changes.draw_occlusion(scan, kept, colour=colour)
+        if name == "draw":
+            return changes.draw_draw(scan, kept, colour=colour)
+        return (changes.draw_mosaic if name == "mosaic" else changes.draw_what_if)(scan, kept, colour=colour)
+
+    def _most_rows(self, n_layer: int) -> int:
+        if self.every is not None:
+            return 2 + (n_layer - 1) // self.every
+        return max(8, shutil.get_terminal_size().lines - 11) if self.output.is_terminal and self.form == "text" else 42

@@ -1,0 +1,46 @@
+"""One choice of a token made visible: what the model said, what temperature and filters left of it, what was drawn."""
+
+from __future__ import annotations
+
+import torch
+
+from gptcli.checkpoint import Checkpoint
+from gptcli.records_xray import Draw, Option
+from gptcli.sample import adjust, candidates, keep
+from gptcli.sampling import Sampling
+from gptcli.scan import Run
+
+
+@torch.inference_mode()
+def draw_of(checkpoint: Checkpoint, done: Run, index: int, sampling: Sampling, *, n: int = 12) -> Draw:
+    """How the `index`-th written token was chosen, with the n best tokens and the chosen one."""
+    n_prompt, step = len(done.prompt.ids), done.steps[index]
+    position = n_prompt - 1 + index
+    logits = checkpoint.decoder.readout(done.trace.states[-1, position]).float().cpu()
+    context = done.ids[: position + 1]
+    adjusted = adjust(logits, sampling, context=context, generated=context[n_prompt:])[: checkpoint.n_tokens]
+    temperature = sampling.temperature or 1.0
+    warm = (adjusted.double() / temperature).softmax(-1)
+    if sampling.greedy:
+        kept = {step.id: 1.0}
+    else:
+        ids, probs = keep(adjusted, sampling)
+        kept = dict(zip(ids.tolist(), probs.tolist(), strict=True))
+    raw = logits.double().softmax(-1)
+    shown = [i for i, _ in candidates(adjusted, n)]
+    shown += [step.id] if step.id not in shown else []
+    cut = 0.0 if sampling.greedy else 1 - float(warm[torch.tensor(list(kept))].sum())
+    return Draw(
+        position=position,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        options=tuple(
+            Option(id=i, raw=float(raw[i]), warm=float(warm[i]), kept=float(kept.get(i, 0.0))) for i in shown
+        ),
+        n_kept=step.n_kept,
+        cut=max(0.0, cut),
+        draw=step.draw,
+        chosen=step.id,
+    )

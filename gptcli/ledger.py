@@ -1,0 +1,176 @@
+"""The ledger: a logit as the sum of what every part of the model wrote (direct logit attribution), exact.
+
+The final norm divides by one number, s, which is kept as it was; then a score is linear in the last state, and the
+last state is the sum of the embedding and all writes. So with w the token's row of the head, or the difference of two,
+
+    u = gain * w        d = u / s  (RMSNorm)     d = (u - mean u) / s  (LayerNorm)
+    logit = sum over parts of part . d  +  shift . w  +  the head's own bias
+
+exactly, up to rounding; the sum is compared with the model's logit each time. (Elhage et al. 2021.)
+
+    L layers   T positions   C width   H heads   D head dim   N parts
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gptcli.attention import shared
+from gptcli.errors import Unsupported
+from gptcli.lens import CHUNK, end_of, scores
+from gptcli.model import Attention, Block, Decoder, Norm
+from gptcli.trace import Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """Of each position's score: what every part put in. Rows: embedding, position, attention and MLP of each layer."""
+
+    names: tuple[str, ...]  # "token", "position", "L0 attn", "L0 mlp", ... "rounding"
+    parts: Tensor  # [N, T]
+    const: Tensor  # what no part put in: the final norm's shift and the head's bias, [T]
+    logit: Tensor  # the model's own, [T]; with a soft cap: before it
+    capped: Tensor | None  # and after it, where there is one
+    direction: Tensor  # d, [T, C]
+    size: Tensor  # of the logits that were subtracted, without sign, [T]: what bounds how exact the difference can be
+
+    @property
+    def total(self) -> Tensor:
+        """Parts and constant, [T]."""
+        return self.parts.sum(0) + self.const
+
+    @property
+    def error(self) -> Tensor:
+        """Sum minus the model's own, [T]."""
+        return self.total - self.logit
+
+    @property
+    def relative_error(self) -> float:
+        """The worst error in units of all that was added up or subtracted."""
+        return float((self.error.abs() / (self.parts.abs().sum(0) + self.const.abs() + self.size)).max())
+
+
+def refusal(decoder: Decoder) -> str:
+    """Why this model has no ledger; empty where it has one."""
+    return "each block's norm takes the sum, so the stream is no running sum" if decoder.config.post_norm else ""
+
+
+@torch.inference_mode()
+def ledger(trace: Trace, target: Tensor, against: Tensor | None = None) -> Ledger:
+    """Of the score of `target` at each position, [T] ids; with `against`, of how far it is ahead of that token.
+
+    Raises Unsupported for a model whose stream is no running sum.
+    """
+    decoder = trace.decoder
+    if reason := refusal(decoder):
+        raise Unsupported(f"there is no ledger of this model: {reason}")
+    x = wide(trace.states[-1])
+    w, bias = unembedding(decoder, target)
+    if against is not None:
+        other, other_bias = unembedding(decoder, against)
+        w, bias = w - other, bias - other_bias
+    d, const = through_norm(decoder.final_norm, x, w)
+    embed = wide(trace.embed)
+    position = wide(decoder.pos_embed.weight[: len(x)]) if decoder.pos_embed else None
+    names, parts = ["token"], [_along(embed - position if position is not None else embed, d)]
+    if position is not None:
+        names.append("position")
+        parts.append(_along(position, d))
+    summed = embed.clone()
+    for i, (attn, mlp) in enumerate(zip(wide(trace.attn_out), wide(trace.mlp_out), strict=True)):
+        names += [f"L{i} attn", f"L{i} mlp"]
+        parts += [_along(attn, d), _along(mlp, d)]
+        summed += attn + mlp
+    if trace.embed.dtype not in (torch.float32, torch.float64):  # the stream was rounded at every addition
+        names.append("rounding")
+        parts.append(_along(x - summed, d))
+    raw, capped = _logits(decoder, trace.states[-1], target, against)
+    return Ledger(
+        names=tuple(names),
+        parts=torch.stack(parts),
+        const=const + bias,
+        logit=raw[0] - raw[1],
+        capped=None if capped is None else capped[0] - capped[1],
+        direction=d,
+        size=raw.abs().sum(0),
+    )
+
+
+def unembedding(decoder: Decoder, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """What a token's logit is, before any cap, of the normed state: row w and bias. [T] -> [T, C], [T]."""
+    c, head = decoder.config, decoder.head
+    w = wide((decoder.embed.weight if head.weight is None else head.weight)[ids]) * c.logit_scale
+    if decoder.embed_out:
+        w = w @ wide(decoder.embed_out.weight)
+    return w, torch.zeros_like(w[:, 0]) if head.bias is None else wide(head.bias[ids]) * c.logit_scale
+
+
+def through_norm(norm: Norm | None, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """d and const such that norm(x) . w = x . d + const, by the norm's statistics at x. x, w: [T, C]."""
+    if norm is None:
+        return w, torch.zeros_like(w[:, 0])
+    u = w if norm.weight is None else w * wide(norm.weight)
+    if norm.kind == "layer":
+        s = (x.var(-1, unbiased=False, keepdim=True) + norm.eps).sqrt()
+        d = (u - u.mean(-1, keepdim=True)) / s
+    else:
+        d = u / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+    return d, torch.zeros_like(w[:, 0]) if norm.bias is None else w @ wide(norm.bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadLedger:
+    """One layer's attention, head by head, and each head by the position it took from."""
+
+    heads: Tensor  # [H, T]
+    bias: Tensor  # of the output matrix and the norm behind it, [T]
+    sources: Tensor  # [H, T, T], the last axis the source; sums to `heads`
+
+
+@torch.inference_mode()
+def head_ledger(trace: Trace, layer: int, direction: Tensor) -> HeadLedger:
+    """Splits what one layer's attention put in. direction: a ledger's, [T, C]."""
+    c, z, v = trace.config, wide(trace.z[layer]), wide(trace.v[layer])
+    block = trace.decoder.blocks[layer]
+    assert isinstance(block, Block)
+    g, bias = head_directions(block, z, direction * c.residual_scale)
+    weights = trace.pattern_of(layer).to(z.dtype)
+    gains = torch.einsum("htd,hsd->hts", g, shared(v, c.n_head))  # what a whole look at source s would put in
+    return HeadLedger(heads=(z * g).sum(-1), bias=bias, sources=weights * gains)
+
+
+def head_directions(block: Block, z: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """g and bias such that the attention's write . d = sum over heads z . g + bias. z: [H, T, D]; g the same."""
+    H, T, _ = z.shape
+    attention = block.attn
+    assert isinstance(attention, Attention)
+    weight, shift = wide(attention.out.weight), attention.out.bias
+    bias = torch.zeros_like(d[:, 0])
+    if block.attn_out_norm:
+        raw = z.transpose(0, 1).reshape(T, -1) @ weight.T
+        d, bias = through_norm(block.attn_out_norm, raw if shift is None else raw + wide(shift), d)
+    g = (d @ weight).view(T, H, -1).transpose(0, 1)
+    return g, bias if shift is None else bias + d @ wide(shift)
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32, or as it is if that is wider."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _along(x: Tensor, d: Tensor) -> Tensor:
+    return (x * d).sum(-1)
+
+
+def _logits(decoder: Decoder, x: Tensor, target: Tensor, against: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The model's own scores of two tokens, before and after its cap; without a second, 0. x: [T, C]. [2, T] each."""
+    ends = [end_of(decoder, capped=False)] + ([end_of(decoder)] if decoder.config.final_softcap is not None else [])
+    step, found = max(1, CHUNK // decoder.config.n_vocab), []
+    ids = torch.stack([target, target if against is None else against], 1)  # [T, 2]
+    for end in ends:
+        rows = [scores(end, x[t : t + step]).gather(1, ids[t : t + step]) for t in range(0, len(x), step)]
+        found.append(torch.cat(rows).T * (1 if against is not None else torch.tensor([[1.0], [0.0]], device=x.device)))
+    return found[0], found[1] if len(found) > 1 else None

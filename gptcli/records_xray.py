@@ -1,0 +1,229 @@
+"""The x-ray as records: what a trace file holds and every view is drawn from. No torch, no rich.
+
+L layers, R = L + 1 rows (the embedding, then the state after each block), T positions, H heads. Logarithms are natural,
+entropy and KL are in nats. The state at position i says what comes at position i + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gptcli.tables import Table
+
+SCHEMA = "1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells:
+    """What the states of some rows say of the next token, at some positions (P)."""
+
+    rows: tuple[str, ...]  # "emb", "L0", ...: after the block; "L0 attn": between its attention and its MLP
+    positions: tuple[int, ...]
+    ids: Table  # likeliest tokens, best first, [R, P, top]
+    logprobs: Table  # theirs, [R, P, top]
+    entropy: Table  # [R, P]
+    kl: Table  # KL(final || this one), [R, P]
+    rank: Table  # of the answer at that position, [R, P]
+    logprob: Table  # of the answer, [R, P]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Lengths of vectors, and the cosine of each write to what it is added to."""
+
+    states: Table  # [R, T]
+    attn: Table  # [L, T]
+    mlp: Table  # [L, T]
+    attn_cos: Table  # [L, T]
+    mlp_cos: Table  # [L, T]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Book:
+    """The ledger at every position: the answer's logit, or its lead over the rival, as a sum."""
+
+    against_rival: bool
+    names: tuple[str, ...]  # "token", "position", "L0 attn", "L0 mlp", ..., "rounding"
+    parts: Table  # [N, T]
+    const: Table  # [T]
+    total: Table  # [T]
+    logit: Table  # the model's own, before a soft cap, [T]
+    capped: Table | None  # and after it
+    heads: Table | None  # of each layer's attention, [L, H, T]
+    head_bias: Table | None  # [L, T]
+    source_positions: Table | None  # whence most of it came, [L, H, T, S]
+    source_parts: Table | None  # how much, [L, H, T, S]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Who looked where."""
+
+    patterns: Table  # [L, H, T, T], rows sum to 1
+    sink: Table  # mean share of position 0 over the queries after it, [L, H]
+    error: float  # what the patterns gather, against what was gathered, relative
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roles:
+    """What heads do on random tokens said twice: shares of attention from 0 to 1, each [L, H]."""
+
+    n_tokens: int
+    previous: Table
+    duplicate: Table
+    induction: Table
+    sink: Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Occlusion:
+    """How much log-probability the answer loses without each token of the text."""
+
+    position: int  # whose answer
+    target: int
+    neutral: int  # the id that stood in
+    loss: tuple[float, ...]  # for each position up to that one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One token that could have been drawn."""
+
+    id: int
+    raw: float  # the model's own probability
+    warm: float  # after biases, penalties and temperature
+    kept: float  # after top-k, top-p and min-p; 0 if these cut it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """One choice made visible."""
+
+    position: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    options: tuple[Option, ...]  # best first
+    n_kept: int
+    cut: float  # probability, after temperature, of what the filters cut
+    draw: float | None  # the number in [0, 1) that chose; None when greedy
+    chosen: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhatIf:
+    """The same text with something switched off or exchanged: pairs are before and after."""
+
+    edits: tuple[str, ...]
+    how: str  # "zero" or "mean"
+    before: tuple[int, ...]  # the answers, greedy
+    after: tuple[int, ...]
+    target: int  # the first token of the answer before
+    rival: int
+    logprob: tuple[float, float]
+    rank: tuple[int, int]
+    best: tuple[int, int]
+    kl: float
+    lead: tuple[float, float]  # logit of the target minus that of the rival
+    direct: float | None  # change of the lead by what the parts themselves wrote
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mosaic:
+    """Every head or MLP switched off by itself; tables are [L, H] or [L, 1]."""
+
+    what: str  # "heads" or "mlps"
+    how: str
+    target: int
+    rival: int
+    logprob: Table  # change of the target's log-probability
+    lead: Table  # change of its lead: total effect
+    direct: Table | None  # direct effect
+    best: Table  # ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """How each row stood to one written token, R rows from the embedding up."""
+
+    logprobs: tuple[float, ...]  # of the token
+    kl: tuple[float, ...]  # KL(final || this row), nats
+    stands: tuple[bool, ...]  # whether it is the best of all there
+    rank: int  # of the token in the last row
+    error: float  # of the last row's log-probability against the model's, in units of its largest logit
+
+    @property
+    def depth(self) -> int:
+        """The first row from which on the token is the best in every row; R if not even in the last."""
+        wrong = [i for i, stands in enumerate(self.stands) if not stands]
+        return wrong[-1] + 1 if wrong else 0
+
+    @property
+    def decided(self) -> str:
+        """`L9/12`, `emb/12`; or where it stood at last, `#3`."""
+        last = len(self.stands) - 2
+        if self.depth > last + 1:
+            return f"#{self.rank}"
+        return f"L{self.depth - 1}/{last}" if self.depth else f"emb/{last}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """How the picture proves itself."""
+
+    lens: float  # the last row's scores against the model's own, in units of the largest
+    lens_bound: float
+    emitted: float | None  # the same for the log-probabilities of the tokens that were written
+    ledger: float | None  # sum minus logit, relative to all that was added; None where there is no ledger
+    ledger_bound: float
+    no_ledger: str  # why
+    dtype: str
+    device: str
+    start: str  # the start token in front, or ""
+    n_tokenizer: int
+    n_head_rows: int  # rows of the head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """One text in one model, from the embedding to the answer."""
+
+    model: str
+    family: str
+    fingerprint: str  # of the config, so that traces of different models are not compared
+    version: str  # of gptcli
+    n_layer: int
+    n_head: int
+    n_kv_head: int
+    d_model: int
+    parallel: bool
+    edits: tuple[str, ...]  # what was switched off, in words
+    ids: tuple[int, ...]  # prompt, then answer
+    n_prompt: int
+    answers: tuple[int, ...]  # the token that follows each position: the one that was written, else the likeliest, [T]
+    rivals: tuple[int, ...]  # the best other one, [T]
+    depth: tuple[int, ...]  # row from which on the answer stands; R if not even in the last, [T]
+    vectors: Table  # the first numbers of what goes in and comes out, [2, T, n]
+    cells: Cells
+    between: Cells | None  # the states between attention and MLP
+    lengths: Lengths
+    books: tuple[Book, ...]
+    check: Check
+    pieces: Mapping[int, bytes]  # what each id that occurs stands for
+    special: Mapping[int, str]  # names of those that stand for no text
+    attention: Attention | None = None
+    roles: Roles | None = None
+    occlusion: Occlusion | None = None
+    draw: Draw | None = None
+    what_if: WhatIf | None = None
+    mosaic: Mosaic | None = None
+
+    @property
+    def n_positions(self) -> int:
+        return len(self.answers)
+
+    @property
+    def n_answer(self) -> int:
+        return len(self.ids) - self.n_prompt

@@ -1,0 +1,219 @@
+"""What the x-ray's views share: a token in so many columns, a probability, a bar, a colour that can be read on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.style import Style
+from rich.table import Table as Grid
+from rich.text import Text
+
+from gptcli.records_xray import Scan
+from gptcli.render import theme
+from gptcli.render.safe import one_line
+from gptcli.tokens import show
+
+LEVELS = " ▁▂▃▄▅▆▇█"
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+PLUS, MINUS = "#e69f00", "#56b4e9"  # Okabe and Ito's orange and sky blue: told apart with any colour vision
+FADE = 2.0  # nats of KL to the final answer at which a cell has lost 63 % of its colour
+
+
+def label(scan: Scan, id: int) -> str:
+    """A token as it is shown: `·the`, `⏎`, `<s>`; harmless to a terminal, on one line."""
+    raw = scan.pieces.get(id)
+    if raw:
+        return one_line(show(raw))
+    return one_line(scan.special.get(id, f"#{id}"))
+
+
+def fit(text: str, width: int) -> str:
+    """Exactly so many columns: padded, or cut behind an ellipsis; wide characters count as two."""
+    if cell_len(text) <= width:
+        return text + " " * (width - cell_len(text))
+    return set_cell_size(set_cell_size(text, width - 1).rstrip(" ") + "…", width) if width > 1 else " " * width
+
+
+def probability(p: float) -> str:
+    """Four columns: 1.00, 0.17, <.01; never 0.00."""
+    return "<.01" if p < 0.01 else f"{p:.2f}"
+
+
+def signed(x: float, digits: int = 2) -> str:
+    """+0.12, -3.40; what rounds to nothing is +.00 with its sign kept as `~0`."""
+    text = f"{x:+.{digits}f}"
+    return "~0" if float(text) == 0 and x != 0 else "0" if x == 0 else text.replace("-", "−")
+
+
+def bar(share: float, width: int) -> str:
+    """A bar of at most `width` columns, in eighths of a column; anything above 0 shows."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    eighths = max(eighths, 1) if share > 0 else 0
+    return "█" * (eighths // 8) + (EIGHTHS[eighths % 8] if eighths % 8 else "")
+
+
+def level(p: float) -> str:
+    """One column for a share from 0 to 1: ▁ to █."""
+    return LEVELS[min(8, 1 + int(max(0.0, p) * 8))]
+
+
+def two_sided(x: float, most: float, width: int, *, colour: bool) -> Text:
+    """A bar to the left (blue) for less than 0, to the right (orange) for more, around a middle line; 2 width + 1."""
+    n = round(min(1.0, abs(x) / most) * width * 2) if most > 0 else 0
+    n = max(n, 1) if x else 0
+    full, half = divmod(n, 2)
+    if x < 0:
+        text = ("▐" if half else "") + "█" * full
+        left, right = text.rjust(width), " " * width
+    else:
+        text = "█" * full + ("▌" if half else "")
+        left, right = " " * width, text.ljust(width)
+    return Text.assemble((left, MINUS if colour else ""), ("│", "dim"), (right, PLUS if colour else ""))
+
+
+def mixed(a: str, b: str, share: float) -> str:
+    """The colour `share` of the way from a to b."""
+    share = max(0.0, min(1.0, share))
+    parts = (round(int(a[i : i + 2], 16) * (1 - share) + int(b[i : i + 2], 16) * share) for i in (1, 3, 5))
+    return "#" + "".join(f"{part:02x}" for part in parts)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of sRGB, 0 to 1 (WCAG 2)."""
+    linear = []
+    for i in (1, 3, 5):
+        c = int(colour[i : i + 2], 16) / 255
+        linear.append(c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4)
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def believed(p: float, kl: float, *, light: bool = False) -> Style:
+    """Colour by probability, faded the farther the prediction still is from the final one; ink that can be read."""
+    ground = "#e4e4df" if light else "#262a31"
+    faded = 1 - math.exp(-kl / FADE)
+    colour = mixed(smooth(p), ground, faded)
+    strong = "#ffffff" if luminance(colour) < 0.18 else "#000000"
+    faint = mixed(strong, colour, 0.4)  # what is far from the answer is written softly
+    return Style(bgcolor=colour, color=mixed(strong, faint, faded * faded))
+
+
+def smooth(p: float) -> str:
+    """The probability scale between its ten steps."""
+    at = max(0.0, min(1.0, p)) * (len(theme.SCALE) - 1)
+    i = min(int(at), len(theme.SCALE) - 2)
+    return mixed(theme.SCALE[i], theme.SCALE[i + 1], at - i)
+
+
+def text_line(scan: Scan, *, colour: bool) -> Text:
+    """The whole text: the prompt on green, the answer on pink."""
+    text = Text(overflow="fold")
+    for i, id in enumerate(scan.ids):
+        raw = scan.pieces.get(id, b"")
+        shown = one_line(raw.decode(errors="replace")) if raw else ""
+        ground = theme.PROMPT if i < scan.n_prompt else theme.ANSWER
+        text.append(shown, f"{theme.INK} on {ground}" if colour else "" if i < scan.n_prompt else "underline")
+    return text
+
+
+def layers_shown(n_rows: int, most: int) -> list[int]:
+    """Which rows of a stack fit: the embedding, the last, and every so many below the last. Ascending."""
+    if n_rows <= max(2, most):
+        return list(range(n_rows))
+    stride = math.ceil((n_rows - 1) / max(1, most - 1))
+    return sorted({0, *range(n_rows - 1, 0, -stride)})
+
+
+def window(n: int, room: int, cursor: int | None) -> range:
+    """Which of n columns are shown: the last ones, or those around the cursor."""
+    room = max(1, min(n, room))
+    start = n - room if cursor is None else max(0, min(n - room, cursor - room // 2))
+    return range(start, start + room)
+
+
+def widest(texts: Sequence[str], low: int, high: int) -> int:
+    """Columns of the widest text, within bounds."""
+    return max(low, min(high, max(map(cell_len, texts), default=low)))
+
+
+class Columns:
+    """A table without lines, none of whose cells is broken; where it is too wide, the spare columns are left out."""
+
+    def __init__(
+        self, *named: tuple[str, Literal["left", "right"]], header: bool = True, spare: Sequence[int] = ()
+    ) -> None:
+        """spare: columns that may be left out, the first first."""
+        self._named, self._header, self._spare = named, header, spare
+        self._rows: list[list[Text]] = []
+
+    def add_row(self, *cells: Text | str) -> None:
+        """Cells from the left; the rest of the row is empty."""
+        row = [Text(cell) if isinstance(cell, str) else cell for cell in cells]
+        self._rows.append(row + [Text()] * (len(self._named) - len(row)))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        names = [name if self._header else "" for name, _ in self._named]
+        widths = [max([cell_len(name), *(row[i].cell_len for row in self._rows)]) for i, name in enumerate(names)]
+        kept = list(range(len(names)))
+        for column in self._spare:
+            if sum(widths[i] + 2 for i in kept) - 2 > options.max_width:
+                kept.remove(column)
+        table = Grid(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=self._header, header_style="dim")
+        for i in kept:  # if it is too wide still, the last column is cut
+            least = None if i == kept[-1] else widths[i]
+            table.add_column(names[i], justify=self._named[i][1], no_wrap=True, min_width=least)
+        for row in self._rows:
+            table.add_row(*(row[i] for i in kept))
+        yield table
+
+
+def chip(text: str, ground: str, *, colour: bool) -> Text:
+    """A token on green or pink."""
+    return Text(f" {text} ", f"{theme.INK} on {ground}" if colour else "bold")
+
+
+def tinted(x: float, most: float) -> str:
+    """A style for a signed number: blue below 0, orange above, dark around it."""
+    share = min(1.0, abs(x) / most) if most else 0.0
+    return f"{'#000000' if share > 0.45 else '#e8e8e8'} on {mixed('#2a2d33', PLUS if x > 0 else MINUS, share)}"
+
+
+def shaded(share: float) -> str:
+    """A style for a share from 0 to 1 on the probability scale."""
+    return f"{'#000000' if share > 0.5 else '#ffffff'} on {smooth(share)}"
+
+
+class Flow:
+    """Items side by side, as many as fit in a line; an item is never broken unless it alone is too wide."""
+
+    def __init__(self, items: Sequence[Text | str], *, indent: int = 0, between: str = "  ") -> None:
+        self._items = [Text(item, "dim") if isinstance(item, str) else item for item in items if item]
+        self._indent, self._between = indent, between
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        line, empty = Text(" " * self._indent, overflow="fold"), True
+        for item in self._items:
+            if not empty and line.cell_len + len(self._between) + item.cell_len > options.max_width:
+                yield line
+                line, empty = Text(" " * self._indent, overflow="fold"), True
+            line.append("" if empty else self._between, "dim")
+            line.append_text(item)
+            empty = False
+        yield line
+
+
+def vector(numbers: Sequence[float], width: int, *, colour: bool) -> Text:
+    """The first numbers of a vector: blue below 0, orange above; without colours their size."""
+    numbers = numbers[:width]
+    most = max((abs(x) for x in numbers), default=0.0) or 1.0
+    text = Text()
+    for x in numbers:
+        share = abs(x) / most
+        if colour:
+            text.append("█", mixed("#3a3f47", PLUS if x > 0 else MINUS, share))
+        else:
+            text.append(level(share))
+    return text

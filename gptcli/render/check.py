@@ -1,0 +1,31 @@
+"""The last line of every view: how the picture proves itself."""
+
+from __future__ import annotations
+
+from gptcli.records_xray import Scan
+from gptcli.render.cell import Flow
+from gptcli.render.safe import one_line
+
+
+def footer(scan: Scan, *more: str) -> Flow:
+    """lens(last) = logits ✓ 0 │ ledger error 2e-07 │ float32 cpu │ start token <s> │ tokenizer 32000 = head 32000."""
+    c = scan.check
+    parts = [f"lens(last) = logits ✓ {_small(max(c.lens, c.emitted or 0.0))}"]
+    parts.append(f"no ledger: {c.no_ledger}" if c.ledger is None else f"ledger error ✓ {_small(c.ledger)}")
+    parts += [*more, f"{c.dtype} {c.device}, read in float32" if c.dtype != "float32" else f"{c.dtype} {c.device}"]
+    parts.append(f"start token {one_line(c.start)}" if c.start else "no start token")
+    parts.append(sizes(c.n_tokenizer, c.n_head_rows))
+    return Flow(parts, between=" │ ")
+
+
+def sizes(n: int, rows: int) -> str:
+    """Whether the head has a row for each token, or more."""
+    if n == rows:
+        return f"tokenizer {n} = head {rows}"
+    return (
+        f"tokenizer {n} < head {rows}: the rest is padding, not shown" if n < rows else f"tokenizer {n} > head {rows}"
+    )
+
+
+def _small(x: float) -> str:
+    return "0" if x == 0 else f"{x:.0e}"

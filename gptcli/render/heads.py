@@ -1,0 +1,138 @@
+"""Attention: where each head looks from one position, one head's whole pattern, and what heads are for."""
+
+from __future__ import annotations
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.text import Text
+
+from gptcli.records_xray import Attention, Roles, Scan
+from gptcli.render import theme
+from gptcli.render.cell import Flow, bar, fit, label, layers_shown, level, probability, shaded, smooth, window
+from gptcli.render.check import footer
+
+SINK = "⊥"
+
+
+class Overview:
+    """Heads across, layers up: the position each looks at most, without the sink."""
+
+    def __init__(self, scan: Scan, attention: Attention, position: int, *, colour: bool, most_rows: int) -> None:
+        self._scan, self._found, self._position = scan, attention, position
+        self._colour, self._most_rows = colour, most_rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        scan = self._scan
+        room = max(1, (options.max_width - 6) // 13)
+        for start in range(0, scan.n_head, room):
+            heads = range(start, min(scan.n_head, start + room))
+            yield Text("      " + "".join(f"H{h}".ljust(13) for h in heads), "dim")
+            for i in reversed(layers_shown(scan.n_layer, self._most_rows)):
+                line = Text(f"{f'L{i}':>5} ", "dim")
+                for h in heads:
+                    line.append_text(self._cell(i, h))
+                    line.append(" ")
+                yield line
+
+    def _cell(self, layer: int, head: int) -> Text:
+        row = self._found.patterns.row(layer, head, self._position)
+        at = max(range(1, self._position + 1), key=lambda j: row[j], default=0)
+        if at == 0 or row[0] > 0.5:
+            return Text(fit(f" {SINK} {probability(row[0])}", 12), "dim")
+        share = row[at]
+        name = label(self._scan, self._scan.ids[at])
+        if not self._colour:
+            return Text(f"{fit(name, 6)} {probability(share)}{level(share)}")
+        return Text(f"{fit(name, 7)} {probability(share)}", shaded(share))
+
+
+class Pattern:
+    """One head: queries down, keys across; the sink in a column of its own."""
+
+    def __init__(self, scan: Scan, attention: Attention, layer: int, head: int, cursor: int, *, colour: bool) -> None:
+        self._scan, self._found, self._layer, self._head = scan, attention, layer, head
+        self._cursor, self._colour = cursor, colour
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        scan, T = self._scan, self._scan.n_positions
+        names = [label(scan, i) for i in scan.ids[:T]]
+        width = min(12, max(map(cell_len, names)) + 1)
+        columns = window(T, (options.max_width - width - 8) // 3, self._cursor)
+        yield Text(" " * (width + 1) + f"{SINK}@0 " + "".join(f"{j:>2} " for j in columns if j), "dim")
+        for i in window(T, 40, self._cursor):
+            row = self._found.patterns.row(self._layer, self._head, i)
+            line = Text.assemble((fit(names[i], width) + " ", "bold" if i == self._cursor else ""))
+            for j in (0, *(j for j in columns if j)):
+                space = 3 if j == 0 else 2
+                if j > i:
+                    line.append(" " * (space + 1))
+                elif self._colour:
+                    line.append(" " * space, f"on {smooth(row[j])}")
+                    line.append(" ")
+                else:
+                    line.append(level(row[j]) * space if row[j] >= 0.01 else "·" * space)
+                    line.append(" ")
+            yield line
+
+
+def draw(
+    scan: Scan, position: int, *, head: tuple[int, int] | None, colour: bool, most_rows: int = 40
+) -> RenderableType:
+    """All heads from one position, or one head with its sources as bars."""
+    found = scan.attention
+    assert found is not None
+    check = f"attention ✓ {found.error:.0e}"
+    scale = Text("share of attention 0 ", "dim")
+    for k in range(16):
+        scale.append(" " if colour else level(k / 15), f"on {smooth(k / 15)}" if colour else "")
+    scale.append(" 1")
+    if head is None:
+        title = Text.assemble(
+            ("where the heads look ", "bold"), (f"from {label(scan, scan.ids[position])}, position {position}", "dim")
+        )
+        rest = f"{SINK} more than half on position 0, where heads rest"
+        notes = Flow([scale, rest, "others: the best besides it"])
+        view = Overview(scan, found, position, colour=colour, most_rows=most_rows)
+        return Group(title, view, notes, footer(scan, check))
+    layer, h = head
+    row = found.patterns.row(layer, h, position)
+    title = Text.assemble(
+        (f"L{layer}H{h} ", "bold"), (f"from {label(scan, scan.ids[position])}, position {position}; ", "dim"),
+        (f"{SINK} {probability(found.sink.number(layer, h))} of all it looks goes to position 0", "dim"),
+    )  # fmt: skip
+    lines = []
+    for j in sorted(range(position + 1), key=lambda j: -row[j])[:8]:
+        name = fit(f"{label(scan, scan.ids[j])}@{j}", 16)
+        line = Text(f"  {name} {probability(row[j])} ")
+        line.append(bar(row[j], 30), theme.LABEL if colour else "")
+        lines.append(line)
+    without = 1 - row[0]
+    said = f"without position 0: {probability(without)} of its attention is left"
+    return Group(title, *lines, Text("  " + said, "dim"), Text(),
+                 Pattern(scan, found, layer, h, position, colour=colour), scale, footer(scan, check))  # fmt: skip
+
+
+ROLES = {"previous": "P", "duplicate": "D", "induction": "I", "sink": SINK}
+
+
+def draw_roles(scan: Scan, found: Roles, *, colour: bool) -> RenderableType:
+    """Every head's strongest role and its score."""
+    lines = [
+        Text.assemble(("what the heads do ", "bold"), (f"on {found.n_tokens} random tokens, said twice", "dim")),
+        Text("      " + "".join(f"H{h}".ljust(7) for h in range(scan.n_head)), "dim"),
+    ]
+    for i in reversed(range(scan.n_layer)):
+        line = Text.assemble((f"{f'L{i}':>5} ", "dim"))
+        for h in range(scan.n_head):
+            scores = {role: getattr(found, role).number(i, h) for role in ROLES}
+            role = max(scores, key=lambda r: scores[r])
+            p = scores[role]
+            style = "dim" if p < 0.2 else shaded(p) if colour else "bold"
+            line.append(f" {ROLES[role]} {probability(p).removeprefix('0'):<3}", style)
+            line.append(" ")
+        lines.append(line)
+    notes = [
+        "P looks at the previous token", "D at the same token's first time", "I induction: at what followed it then",
+        f"{SINK} at position 0", "mean share of attention",
+    ]  # fmt: skip
+    return Group(*lines, Flow(notes), footer(scan))

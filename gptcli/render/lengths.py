@@ -1,0 +1,75 @@
+"""Norms: how long the vectors are, and how the writes lie to what they are added to. Scales leave out position 0."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.text import Text
+
+from gptcli.records_xray import Scan
+from gptcli.render.cell import Columns, Flow, bar, fit, label, layers_shown, level, shaded, signed, window
+from gptcli.render.check import footer
+
+
+class Map:
+    """Length of every state: tokens across, layers up, coloured by its logarithm."""
+
+    def __init__(self, scan: Scan, *, cursor: int | None, colour: bool, most_rows: int) -> None:
+        self._scan, self._cursor, self._colour, self._most_rows = scan, cursor, colour, most_rows
+        others = [math.log(max(1e-9, x)) for row in scan.lengths.states.rows() for x in (row[1:] or row)]
+        self._low, self._high = min(others), max(others)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        scan = self._scan
+        shown = window(scan.n_positions, (options.max_width - 6) // 8, self._cursor)
+        for i in reversed(layers_shown(len(scan.cells.rows), self._most_rows)):
+            line = Text.assemble((f"{scan.cells.rows[i]:>5} ", "dim"))
+            for j in shown:
+                line.append_text(self._cell(scan.lengths.states.number(i, j), j))
+                line.append(" ")
+            yield line
+        yield Text("      " + "".join(fit(label(scan, scan.ids[j]), 7) + " " for j in shown), "bold")
+
+    def _cell(self, x: float, j: int) -> Text:
+        share = (math.log(max(1e-9, x)) - self._low) / ((self._high - self._low) or 1.0)
+        if j == 0 and not 0 <= share <= 1:
+            return Text(fit(f"⊥{compact(x)}", 7), "bold")
+        share = max(0.0, min(1.0, share))
+        if not self._colour:
+            return Text(fit(compact(x), 6) + level(share))
+        return Text(fit(" " + compact(x), 7), shaded(share))
+
+
+def compact(x: float) -> str:
+    """Three digits that mean something: 0.42, 3.14, 35.2, 704, 25k."""
+    if x >= 9_950:
+        return f"{x / 1000:.0f}k"
+    return f"{x:.0f}" if x >= 99.5 else f"{x:.1f}" if x >= 9.95 else f"{x:.2f}"
+
+
+def draw(scan: Scan, position: int, *, colour: bool, cursor: int | None = None, most_rows: int = 40) -> RenderableType:
+    """All states at a glance, then one position's writes."""
+    table = Columns(
+        ("", "right"), ("|x|", "right"), ("|attn|/|x|", "right"), ("", "left"), ("cos", "right"),
+        ("|mlp|/|x|", "right"), ("", "left"), ("cos", "right"), spare=(3, 6),
+    )  # fmt: skip
+    n = scan.lengths
+    into = [max(1e-30, n.states.number(i, position)) for i in range(scan.n_layer)]
+    shares = [(n.attn.number(i, position) / x, n.mlp.number(i, position) / x) for i, x in enumerate(into)]
+    most = max((x for pair in shares for x in pair), default=1.0) or 1.0
+    for i in reversed(range(scan.n_layer)):
+        a, m = shares[i]
+        table.add_row(
+            f"L{i}", compact(n.states.number(i, position)),
+            f"{a:.2f}", Text(bar(a / most, 8)), signed(n.attn_cos.number(i, position)),
+            f"{m:.2f}", Text(bar(m / most, 8)), signed(n.mlp_cos.number(i, position)),
+        )  # fmt: skip
+    notes = ["|x|: length of the vector that enters", "cos: of a write to what it is added to; below 0 it takes away"]
+    if scan.n_positions > 1:
+        notes.append("⊥ position 0, outside the scale")
+    title = Text.assemble(("how long the vectors are ", "bold"), ("(Euclidean norm, colours by its logarithm)", "dim"))
+    second = Text.assemble(("\nwhat is written at ", "bold"))
+    second.append(f"{label(scan, scan.ids[position])}, position {position}", "dim")
+    view = Map(scan, cursor=cursor, colour=colour, most_rows=most_rows)
+    return Group(title, view, second, table, Flow(notes), footer(scan))

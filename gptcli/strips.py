@@ -1,0 +1,86 @@
+"""The strip: how each layer already stood to the token that was just written, read off the pass that wrote it.
+
+Only the newest position is kept, as the running sum that the decoder itself computes; all its layers are read with one
+matrix product. That is 2 (L + 1) C V operations a token, about six times a pass of a 135M model with 49,152 tokens.
+
+    R = L + 1 rows   C width   V vocabulary
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gptcli.errors import CheckFailed
+from gptcli.lens import BOUNDS, end_of, scores
+from gptcli.model import Block, Decoder, Tape
+from gptcli.records_xray import Strip
+from gptcli.trace import Part
+
+
+class Strips:
+    """A tape that remembers the newest position of the last pass. `edits` may change what passes."""
+
+    def __init__(self, decoder: Decoder, *, edits: Tape | None = None) -> None:
+        self._decoder, self._edits, self._end = decoder, edits, end_of(decoder)
+        self._rows: list[Tensor] = []  # [C] each
+        self._x = torch.empty(0)
+
+    def start(self, x: Tensor) -> Tensor:
+        if self._edits:
+            x = self._edits.start(x)
+        self._x = x[0, -1]
+        self._rows = [self._x]
+        return x
+
+    def heads(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, z: Tensor) -> Tensor:
+        return self._edits.heads(layer, q, k, v, mask, z) if self._edits else z
+
+    def write(self, layer: int, part: Part, x: Tensor) -> Tensor:
+        if self._edits:
+            x = self._edits.write(layer, part, x)
+        self._x = self._x + x[0, -1]
+        if self._decoder.config.post_norm:
+            block = self._decoder.blocks[layer]
+            assert isinstance(block, Block)
+            norm = block.attn_norm if part == "attn" else block.mlp_norm
+            self._x = norm(self._x) if norm else self._x
+        if part == "mlp":
+            self._rows.append(self._x)
+        return x
+
+    @property
+    def states(self) -> Tensor:
+        """The embedding, then the state after each block, of the newest position. [R, C]."""
+        return torch.stack(self._rows)
+
+    @torch.inference_mode()
+    def read(self, id: int, logprob: float) -> Strip:
+        """How each row stands to a token, whose log-probability the model said to be `logprob`.
+
+        Raises CheckFailed when the last row says otherwise.
+        """
+        z = scores(self._end, self.states)  # [R, V]
+        own = z[:, id].clone()
+        best = z.amax(-1)
+        rank = 1 + int((z[-1] > own[-1]).sum())
+        z -= best[:, None]
+        e = z.exp()
+        total = e.sum(-1)
+        p = e[-1] / total[-1]
+        cross = total.log() - torch.mul(z, p, out=e).sum(-1)  # as in lens.read: sums by halves, 0 for the last row
+        own_logprob = own - best - total.log()
+        error = abs(float(own_logprob[-1]) - logprob) / max(1.0, float(best[-1].abs()))
+        if not error <= 2 * BOUNDS[self._decoder.embed.weight.dtype]:
+            raise CheckFailed(
+                "the x-ray does not hold, so it is not shown: its last layer gives the written token another "
+                f"probability than the model did (off by {error:.1e} of the largest logit)",
+                hint="what was recorded is not what was added, or the final norm, the head or its cap was misread",
+            )
+        return Strip(
+            logprobs=tuple(own_logprob.tolist()),
+            kl=tuple((cross - cross[-1]).clamp(min=0).tolist()),
+            stands=tuple((own >= best).tolist()),
+            rank=rank,
+            error=error,
+        )

@@ -1,0 +1,234 @@
+"""The scan and its file: checked against the model, refused when a check fails, and the same after saving."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from programs import environment
+from xray_checks import IDS, KINDS
+from zoo import Kind, built
+
+from gptcli import BadCheckpoint, CheckFailed, Checkpoint, NotFound, Sampling, UsageError, load
+from gptcli.draws import draw_of
+from gptcli.generation import prepare
+from gptcli.lens import read
+from gptcli.records_xray import Scan
+from gptcli.scan import roles, run, scan
+from gptcli.tables import Table
+from gptcli.trace_file import load as load_trace
+from gptcli.trace_file import save as save_trace
+from gptcli.xray_json import lines, whole
+
+
+def made(checkpoint: Checkpoint, n: int = 4, **more: Any) -> Scan:
+    done = run(checkpoint, prepare(checkpoint, IDS[:12], max_tokens=n), max_tokens=n)
+    return scan(checkpoint, done, **{"heads": True, "attention": True, "between": range(12)} | more)
+
+
+@pytest.fixture
+def checkpoint(tiny_gpt2: Path) -> Checkpoint:
+    return load(str(tiny_gpt2))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_scan_of_every_family_proves_itself(kind: Kind, zoo_root: Path) -> None:
+    checkpoint = load(str(built(kind.name, zoo_root)[0]))
+    found = made(checkpoint)
+    assert found.check.lens <= 1e-5 and found.check.emitted is not None and found.check.emitted <= 2e-5
+    assert (found.check.ledger is None) == checkpoint.config.post_norm
+    assert (found.between is None) == checkpoint.config.parallel
+    assert found.n_positions == 15 and found.answers[11:] == found.ids[12:]
+    for i, depth in enumerate(found.depth):
+        best = [found.cells.ids.whole(r, i, 0) for r in range(checkpoint.config.n_layer + 1)]
+        assert best[depth:] == [found.answers[i]] * (len(best) - depth)
+        assert depth == 0 or depth > len(best) - 1 or best[depth - 1] != found.answers[i]
+        assert found.rivals[i] != found.answers[i]
+    for book in found.books:
+        for i in range(found.n_positions):
+            parts = book.parts.column(i)
+            scale = sum(map(abs, parts)) + abs(book.const.number(i))
+            assert sum(parts) + book.const.number(i) == pytest.approx(book.logit.number(i), abs=1e-4 * scale)
+
+
+def test_cells_are_what_the_lens_reads(checkpoint: Checkpoint) -> None:
+    done = run(checkpoint, prepare(checkpoint, IDS[:12]), max_tokens=3)
+    found = scan(checkpoint, done, between=[5])
+    lens = read(checkpoint.decoder, done.trace.states)
+    assert torch.equal(torch.tensor(found.cells.ids.nested()), lens.ids)
+    assert found.cells.entropy.number(1, 5) == pytest.approx(float(lens.entropy[1, 5]), abs=1e-6)
+    assert found.between and found.between.positions == (5,) and found.between.ids.shape == (2, 1, 5)
+
+
+def test_numbers_that_contradict_the_model_s_are_refused(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptcli import ledger, lens
+
+    true_scores, true_norm = lens.scores, ledger.through_norm
+
+    def unscaled(end: Any, x: torch.Tensor) -> torch.Tensor:
+        return true_scores(end, x) * 1.01
+
+    with monkeypatch.context() as bug:
+        bug.setattr("gptcli.lens.scores", unscaled)
+        with pytest.raises(CheckFailed, match="lens of the last layer is not the model's logits: the final norm"):
+            made(checkpoint)
+    with monkeypatch.context() as bug:
+        bug.setattr("gptcli.ledger.through_norm", lambda n, x, w: (true_norm(n, x, w)[0], torch.zeros(len(x))))
+        with pytest.raises(CheckFailed, match="do not add up to the logit"):
+            made(checkpoint)
+    with monkeypatch.context() as bug:
+        bug.setattr("gptcli.trace.Trace.attn_out", property(lambda trace: trace._all("attn_out") * 0.9))
+        with pytest.raises(CheckFailed, match="does not add up to the stream"):
+            made(checkpoint)
+    with monkeypatch.context() as bug:
+        bug.setattr("gptcli.attention.seen", lambda T, window, device: torch.ones(T, T, dtype=torch.bool))
+        with pytest.raises(CheckFailed, match="patterns gather something else"):
+            made(checkpoint)
+    assert made(checkpoint).check.lens == 0.0
+
+
+def test_a_saved_trace_is_the_scan(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    found = dataclasses.replace(made(checkpoint), roles=roles(checkpoint, n=8))
+    save_trace(found, tmp_path / "run.xray")
+    again = load_trace(tmp_path / "run.xray")
+    views = ("ledger", "attention", "roles", "norms")
+    assert json.dumps(whole(again, views)) == json.dumps(whole(found, views))
+    assert again.pieces == found.pieces and again.special == found.special
+    assert dataclasses.replace(again.check) == found.check
+    save_trace(again, tmp_path / "again.xray")
+    assert (tmp_path / "again.xray").read_bytes() == (tmp_path / "run.xray").read_bytes()
+
+
+def test_a_trace_is_a_safetensors_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    found = made(checkpoint)
+    save_trace(found, tmp_path / "run.xray")
+    with safe_open(tmp_path / "run.xray", framework="pt") as file:
+        assert file.metadata()["schema"] == "1"
+        assert file.get_tensor("cells.ids").tolist() == found.cells.ids.nested()
+        assert file.get_tensor("attention.patterns").dtype == torch.float16
+    assert (tmp_path / "run.xray").stat().st_mode & 0o044
+
+
+def test_traces_are_read_without_torch_and_numpy(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    save_trace(made(checkpoint), tmp_path / "run.xray")
+    program = (
+        "import sys; from gptcli.cli import run; assert run(['xray', sys.argv[1], '--ledger', '--attention']) == 0;"
+        "assert not {'torch', 'numpy', 'tokenizers', 'safetensors'} & sys.modules.keys()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "run.xray"], env=environment(), capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_that_are_no_trace_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "run.xray"
+    with pytest.raises(NotFound, match=r"no trace .*run\.xray"):
+        load_trace(path)
+    save_trace(made(checkpoint), path)
+    good = path.read_bytes()
+    n = int.from_bytes(good[:8], "little")
+    header, rest = json.loads(good[8 : 8 + n]), good[8 + n :]
+
+    def written(change: Any) -> Path:
+        changed = json.loads(json.dumps(header))
+        change(changed)
+        text = json.dumps(changed).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + rest)
+        return path
+
+    def in_scan(change: Any) -> Any:
+        def edit(h: dict[str, Any]) -> None:
+            value = json.loads(h["__metadata__"]["scan"])
+            change(value)
+            h["__metadata__"]["scan"] = json.dumps(value)
+
+        return edit
+
+    with pytest.raises(UsageError, match="schema '99', and this gptcli reads '1'"):
+        load_trace(written(lambda h: h["__metadata__"].update(schema="99")))
+    with pytest.raises(BadCheckpoint, match="is no x-ray"):
+        load_trace(written(lambda h: h["__metadata__"].update(format="pt")))
+    for change in (
+        lambda v: v.update(kind="Popen"),
+        lambda v: v.update(kind="Check"),
+        lambda v: v.update(more=1),
+        lambda v: v.pop("answers"),
+        lambda v: v.update(n_layer=3),
+        lambda v: v.update(n_prompt=99),
+        lambda v: v["cells"].update(ids={"kind": "table", "name": "cells.entropy"}),
+        lambda v: v["cells"].update(ids={"kind": "table", "name": "nowhere"}),
+        lambda v: v["books"][0].update(heads=None, parts={"kind": "table", "name": "lengths.attn"}),
+        lambda v: v.update(pieces={"kind": "ids"}),
+        lambda v: v.update(answers=5),
+    ):
+        with pytest.raises(BadCheckpoint, match="malformed"):
+            load_trace(written(in_scan(change)))
+    path.write_bytes(good[:-10])
+    with pytest.raises(BadCheckpoint, match="incomplete"):
+        load_trace(path)
+    path.write_bytes(b"x" * 100)
+    with pytest.raises(BadCheckpoint):
+        load_trace(path)
+
+
+def test_json_lines_say_the_same_as_the_object(checkpoint: Checkpoint) -> None:
+    found = made(checkpoint)
+    frames = list(lines(found, ("ledger",)))
+    assert [f["type"] for f in frames] == ["meta", *["token"] * 16, "ledger", "check", "done"]
+    answer = whole(found, ("ledger",))
+    assert answer["tokens"] == [{k: v for k, v in f.items() if k != "type"} for f in frames[1:17]]
+    token = answer["tokens"][11]
+    assert token["given"] and not answer["tokens"][12]["given"] and token["answer"]["id"] == found.ids[12]
+    assert [row["row"] for row in token["rows"]] == ["emb", "L0", "L1"] and token["rows"][-1]["kl"] == 0
+    assert bytes(token["answer"]["bytes"]) == checkpoint.tokenizer.raw(found.ids[12])
+    assert "rows" not in answer["tokens"][15]  # the last token was written, and not read
+    book = answer["ledger"]["positions"][11][0]
+    assert sum(book["parts"].values()) + book["constant"] == pytest.approx(book["logit"], abs=1e-4)
+
+
+def test_a_draw_shows_what_was_drawn(checkpoint: Checkpoint) -> None:
+    sampling = Sampling(temperature=1.3, top_k=20, top_p=0.8)
+    prompt = prepare(checkpoint, IDS[:12])
+    done = run(checkpoint, prompt, max_tokens=3, sampling=sampling, seed=5)
+    for index, step in enumerate(done.steps):
+        found = draw_of(checkpoint, done, index, sampling, n=40)
+        assert found.chosen == step.id and found.draw == step.draw and found.n_kept == step.n_kept
+        chosen = next(o for o in found.options if o.id == step.id)
+        assert chosen.kept == pytest.approx(step.p, abs=1e-6) and math.log(chosen.raw) == pytest.approx(
+            step.logprob, abs=1e-5
+        )
+        assert sum(o.kept for o in found.options) == pytest.approx(1.0)
+        before = sum(o.kept for o in found.options[: found.options.index(chosen)])
+        assert step.draw is not None and before - 1e-9 <= step.draw <= before + chosen.kept + 1e-9
+        assert 0 < found.cut < 1
+    greedy = draw_of(checkpoint, run(checkpoint, prompt, max_tokens=1), 0, Sampling(temperature=0))
+    assert greedy.draw is None and greedy.options[0].id == greedy.chosen and greedy.options[0].kept == 1.0
+
+
+def test_tables_are_read_by_index() -> None:
+    import struct
+
+    table = Table("F32", (2, 3), struct.pack("<6f", *range(6)))
+    assert table[1, 2] == 5 and table[1] == (3, 4, 5) and table.number(-1, 0) == 3
+    assert table.nested() == [[0, 1, 2], [3, 4, 5]] and table.column(1) == (1, 4) and list(table.rows()) == table_rows()
+    for index in ((2, 0), (0, 3), (0, -4)):
+        with pytest.raises(IndexError):
+            table.number(*index)
+    with pytest.raises(ValueError, match="no F32 numbers"):
+        Table("F32", (2, 3), b"12")
+
+
+def table_rows() -> list[tuple[float, ...]]:
+    return [(0, 1, 2), (3, 4, 5)]

@@ -1,0 +1,139 @@
+"""generate --xray and generate --ablate: the same text as without watching, and strips that are what the lens reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from programs import in_terminal
+from rich.cells import cell_len
+from xray_checks import IDS, KINDS, traced
+from zoo import Kind, built
+
+from gptcli import CheckFailed, Checkpoint, Sampling, generate, load
+from gptcli.cli import run
+from gptcli.lens import depth, read
+from gptcli.places import read_place
+from gptcli.records_xray import Strip
+from gptcli.strips import Strips
+from gptcli.whatif import Edits
+
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture(autouse=True)
+def no_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
+
+
+@pytest.fixture
+def ours(kind: Kind, zoo_root: Path) -> Checkpoint:
+    return load(str(built(kind.name, zoo_root)[0]))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_strips_are_what_the_lens_reads_of_the_whole_text(kind: Kind, ours: Checkpoint) -> None:
+    """And the text is the one that is written without them."""
+
+    def edits() -> Edits:
+        return Edits(ours.decoder, [read_place("L1H1")])
+
+    for edited in (False, True):
+        tape = Strips(ours.decoder, edits=edits() if edited else None)
+        plain = [s.id for s in generate(ours, IDS[:11], sampling=GREEDY, max_tokens=9, ignore_eos=True,
+                                        tape=edits() if edited else None)]  # fmt: skip
+        found = list[tuple[int, Strip]]()
+        for step in generate(ours, IDS[:11], sampling=GREEDY, max_tokens=9, ignore_eos=True, tape=tape):
+            found.append((step.id, tape.read(step.id, step.logprob)))
+        assert [id for id, _ in found] == plain
+        text = IDS[:11] + plain
+        longer = kind.name in ("llama-dynamic", "phi3-longrope")  # whose longer texts have other frequencies
+        for i, (id, strip) in enumerate(found, 10):
+            if longer or i == 10:
+                seen = text[: i + 1] if longer else text[:-1]
+                whole = traced(ours.decoder, seen, edits() if edited else None)
+                lens = read(ours.decoder, whole.states, watch=torch.tensor(text[1 : len(seen) + 1])[:, None])
+            logprobs, kl, rank = lens.watched[:, i, 0], lens.kl[:, i], lens.rank[:, i, 0]
+            assert (torch.tensor(strip.logprobs) - logprobs).abs().max() <= 1e-5 * logprobs.abs().max().clamp(min=10)
+            assert (torch.tensor(strip.kl) - kl).abs().max() <= 1e-5 * kl.max().clamp(min=10)
+            if ours.config.final_softcap != 3.0:  # such a cap makes the best tokens tie
+                assert strip.stands == tuple((rank == 1).tolist()) and strip.rank == int(rank[-1])
+                assert strip.depth == int(depth(lens.ids[:, i : i + 1, 0], torch.tensor([id])))
+
+
+def test_the_newest_state_is_the_stream_s_bitwise(tiny_gpt2: Path) -> None:
+    decoder = load(str(tiny_gpt2)).decoder
+    tape = Strips(decoder)
+    with torch.inference_mode():
+        x = decoder.stream(torch.tensor([IDS]), None, tape)
+    assert torch.equal(tape.states[-1], x[0, -1]) and torch.equal(tape.states, traced(decoder).states[:, -1])
+
+
+def test_a_strip_that_contradicts_the_model_is_refused(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = load(str(tiny_gpt2))
+    tape = Strips(checkpoint.decoder)
+    monkeypatch.setattr("gptcli.strips.scores", lambda end, x: checkpoint.decoder.readout(x) * 1.1)
+    with pytest.raises(CheckFailed, match="another probability than the model did"):
+        for step in generate(checkpoint, IDS[:5], sampling=GREEDY, max_tokens=2, tape=tape):
+            tape.read(step.id, step.logprob)
+
+
+def test_where_a_token_was_decided_is_said_in_words() -> None:
+    def strip(*stands: bool, rank: int = 1) -> str:
+        n = len(stands)
+        return Strip(logprobs=(0.0,) * n, kl=(0.0,) * n, stands=stands, rank=rank, error=0.0).decided
+
+    assert strip(False, False, True, True) == "L1/2"
+    assert strip(True, True, True) == "emb/1"
+    assert strip(True, False, True) == "L1/1"
+    assert strip(True, True, False, rank=3) == "#3"
+
+
+def test_the_command_shows_a_line_for_each_token_and_the_same_text(tiny_gpt2: Path, capfd: Any) -> None:
+    flags = ["-m", str(tiny_gpt2), "-n", "6", "-t", "0", "-q"]
+    assert run(["generate", "hello", *flags, "--json"]) == 0
+    text = json.loads(capfd.readouterr().out)["samples"][0]
+    assert run(["generate", "hello", *flags, "--json", "--xray", "--num-samples", "2"]) == 0
+    for sample in json.loads(capfd.readouterr().out)["samples"]:
+        assert sample["ids"] == text["ids"]
+        assert [len(token["xray"]["logprobs"]) for token in sample["tokens"]] == [3] * 6
+        assert all(
+            token["xray"]["logprobs"][-1] == pytest.approx(token["logprob"], abs=1e-4) for token in sample["tokens"]
+        )
+    assert run(["generate", "hello", *flags, "--jsonl", "--xray"]) == 0
+    frames = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [f["id"] for f in frames if f["type"] == "token"] == text["ids"] and "xray" in frames[1]
+    assert run(["generate", "hello", *flags, "--xray"]) == 0
+    out = capfd.readouterr().out
+    assert "emb to L1" in out and "lens(last) = logits ✓" in out and "tokenizer 267 = head 267" in out
+    assert len([line for line in out.splitlines() if "/1 " in line or "#" in line[20:40]]) >= 6
+
+
+def test_edits_act_in_generate_as_in_xray(tiny_gpt2: Path, capfd: Any) -> None:
+    flags = ["hello", "-m", str(tiny_gpt2), "-n", "5"]
+    edit = ["--ablate", "L0H2", "--ablate", "L1.mlp", "--mean"]
+    assert run(["generate", *flags, "-t", "0", "-q", "--json", *edit]) == 0
+    ids = json.loads(capfd.readouterr().out)["samples"][0]["ids"]
+    assert run(["xray", *flags, "--format", "json", *edit]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["what_if"]["after"] == ids and found["what_if"]["before"] != ids
+    for words, says in (
+        (["--ablate", "L9"], "there is no layer 9: this model's are L0 to L1"),
+        (["--mean"], "--mean"),
+        (["--patch", "x@L0:-1", "--overflow", "slide"], "--overflow slide"),
+    ):
+        assert run(["generate", *flags, *words]) == 2
+        assert says in capfd.readouterr().err
+
+
+def test_strips_fit_the_terminal(tiny_gpt2: Path) -> None:
+    seen, code = in_terminal("generate", "he", "-m", tiny_gpt2, "-n", "5", "-s", "1", "--xray", size=(40, 60),
+                             env={"NO_COLOR": "1"})  # fmt: skip
+    assert code == 0
+    text = seen.decode().split("loading ...")[-1].split("\x1b[K")[-1]
+    for line in text.splitlines():
+        assert cell_len(line) <= 60, line

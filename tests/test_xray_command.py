@@ -1,0 +1,194 @@
+"""gptcli xray as a person or a script runs it: views, what-if, files, formats, and one line for what cannot be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+from programs import gptcli, in_terminal
+
+from gptcli.cli import run
+
+Call = Callable[..., tuple[int, str, str]]
+TEXT = "hello there"
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """The program in this process: (exit code, standard output, standard error)."""
+    for name in ("COLUMNS", "COLORTERM", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
+    monkeypatch.setattr("sys.stdin", None)
+
+    def call(*words: str | Path) -> tuple[int, str, str]:
+        code = run(["xray", *map(str, words)])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trace from the command line, with a sweep and a profile of the heads in it."""
+    path = tmp_path_factory.mktemp("traces") / "run.xray"
+    done = gptcli("xray", TEXT, "-m", tiny_gpt2, "-n", "4", "--roles", "--sweep", "heads", "--save", path)
+    assert done.returncode == 0, done.stderr
+    assert b"every head by itself" in done.stdout and b"what the heads do" in done.stdout
+    return path
+
+
+def test_the_default_is_the_elevator(call: Call, tiny_gpt2: Path) -> None:
+    code, out, err = call(TEXT, "-m", tiny_gpt2, "-n", "2")
+    assert code == 0 and err == ""
+    rows = [line.split()[0] for line in out.splitlines() if line.strip()]
+    assert [r for r in rows if r in ("answer", "decided", "L1", "L0", "emb", "token")] == [
+        "answer", "decided", "L1", "L0", "emb", "token",
+    ]  # fmt: skip
+    assert "lens(last) = logits ✓" in out and "start token" in out and "tokenizer 267 = head 267" in out
+    assert "\x1b" not in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ([], "decided"),
+        (["--token", "-1"], "the track of"),
+        (["--ledger"], "and not"),
+        (["--alone", "--token", "2"], "what each part wrote (logit, nats)"),
+        (["--attention"], "where the heads look"),
+        (["--head", "L1H3"], "L1H3 from"),
+        (["--norms"], "how long the vectors are"),
+        (["--occlusion"], "rests on"),
+        (["--sampling"], "was chosen"),
+        (["--roles"], "what the heads do"),
+        (["--sweep", "heads"], "a saved trace has no model"),
+        (["--sub"], "L1 attn"),
+    ],
+)
+def test_a_saved_trace_shows_every_view_without_its_model(call: Call, saved: Path, flags: list[str], says: str) -> None:
+    code, out, err = call(saved, *flags)
+    assert says in (out if code == 0 else err)
+    assert code == (2 if "no model" in says else 0)
+
+
+@pytest.mark.parametrize("flags", [["--token", "1"], ["--ledger"], ["--attention"], ["--occlusion"], ["--norms"], []])
+def test_a_replay_is_what_was_shown(call: Call, tiny_gpt2: Path, saved: Path, flags: list[str]) -> None:
+    code, live, _ = call(TEXT, "-m", tiny_gpt2, "-n", "4", *flags)
+    assert code == 0 and call(saved, *flags)[1] == live
+
+
+def test_what_if_is_answered_as_a_difference(call: Call, tiny_gpt2: Path) -> None:
+    code, out, _ = call(TEXT, "-m", tiny_gpt2, "-n", "3", "--ablate", "L0H1", "--ablate", "L1.mlp", "--mean")
+    assert code == 0 and "what if L0H1, L1.mlp" in out and "mean over the prompt" in out
+    assert "KL(before || after)" in out and "direct effect" in out and "before …" in out and "after …" in out
+    code, out, _ = call(TEXT, "-m", tiny_gpt2, "-n", "3", "--patch", "other words@L0:-1", "--format", "json")
+    assert code == 0
+    found = json.loads(out)["what_if"]
+    assert found["edits"] == ['"other words"@L0:-1'] and found["kl"] > 0 and found["direct"] is None
+
+
+def test_a_view_beside_an_edit_is_of_the_edited_model(call: Call, tiny_gpt2: Path) -> None:
+    plain = json.loads(call(TEXT, "-m", tiny_gpt2, "-n", "1", "--format", "json")[1])
+    code, out, _ = call(TEXT, "-m", tiny_gpt2, "-n", "1", "--format", "json", "--grid", "--ablate", "L1")
+    edited = json.loads(out)
+    assert code == 0 and edited["edits"] == ["L1"]
+    for a, b in zip(plain["tokens"][:-1], edited["tokens"][:-1], strict=True):
+        before, off = ([[t["id"] for t in row["top"]] for row in token["rows"]] for token in (a, b))
+        assert before[:2] == off[:2] and off[2] == off[1]  # as if layer 1 were not there
+    assert plain["tokens"][-2]["rows"][2]["logprob"] != edited["tokens"][-2]["rows"][2]["logprob"]
+
+
+def test_every_edit_of_another_prompt_at_the_last_layer_is_its_answer(call: Call, tiny_gpt2: Path) -> None:
+    other = json.loads(call("the other one", "-m", tiny_gpt2, "-n", "0", "--format", "json")[1])
+    code, out, _ = call(TEXT, "-m", tiny_gpt2, "-n", "1", "--format", "json", "--patch", "the other one@L1:-1")
+    found = json.loads(out)["what_if"]
+    assert code == 0 and found["after"][0] == other["tokens"][-1]["answer"]["id"]
+
+
+def test_json_and_ndjson_and_files(call: Call, tiny_gpt2: Path, saved: Path) -> None:
+    done = gptcli("xray", "-", "-m", tiny_gpt2, "-n", "1", "--format", "ndjson", stdin=TEXT.encode() + b"\n")
+    frames = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and frames[0]["type"] == "meta" and frames[-1]["type"] == "done"
+    assert "".join(f["text"] for f in frames if f.get("given")) == TEXT
+    one = json.loads(call(saved, "--format", "json", "--ledger", "--norms")[1])
+    assert one["check"]["lens"] <= one["check"]["lens_bound"] and {"ledger", "norms", "tokens"} <= one.keys()
+    assert call(saved, "--format", "svg")[1].startswith("<svg ")
+    assert call(saved, "--format", "html")[1].startswith("<!DOCTYPE html>")
+
+
+def test_two_traces_are_compared(call: Call, tiny_gpt2: Path, saved: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.xray"
+    assert call(TEXT, "-m", tiny_gpt2, "-n", "4", "--grid", "--ablate", "L0H2", "--save", other)[0] == 0
+    code, out, _ = call("--diff", saved, other)
+    assert code == 0 and "without L0H2" in out and "Δlog p" in out
+    assert "none" in call("--diff", saved, saved)[1]
+    third = tmp_path / "third.xray"
+    assert call("quite other", "-m", tiny_gpt2, "-n", "0", "--no-bos", "--save", third)[0] == 0
+    assert "there is nothing to compare" in call("--diff", saved, third)[1]
+    deep = tiny.write_gpt2(tmp_path / "deep", n_layer=3)
+    assert call(TEXT, "-m", deep, "-n", "0", "--save", tmp_path / "deep.xray")[0] == 0
+    code, out, err = call("--diff", saved, tmp_path / "deep.xray")
+    assert code == 2 and out == "" and "traces of different models are not compared" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--ablate", "L2H0"], 2, "there is no layer 2: this model's are L0 to L1"),
+        (["--ablate", "L1H4"], 2, "there is no head 4 in layer 1: the heads are H0 to H3"),
+        (["--ablate", "layer one"], 2, "'layer one' is no place"),
+        (["--head", "L0H9"], 2, "the heads are H0 to H3"),
+        (["--head", "L0"], 2, "is no head"),
+        (["--patch", "other"], 2, "TEXT@PLACE"),
+        (["--patch", "other@L7:-1"], 2, "there is no layer 7"),
+        (["--patch", "a@L1:9"], 2, "out of range"),
+        (["--token", "99"], 2, "--token 99 is out of range: tokens are 0 to"),
+        (["--token", "-99"], 2, "--token -99 is out of range"),
+        (["--at", "99"], 2, "--at 99 is out of range"),
+        (["--format", "pdf"], 2, "--format must be one of"),
+        (["--mean"], 2, "--mean"),
+        (["--sampling", "-n", "0"], 2, "--sampling"),
+        (["--sweep", "layers"], 2, "layers"),
+        (["-n", "-1"], 2, "-1"),
+        (["-n", "99999", "--save", "/nonexistent/run.xray"], 1, "cannot save /nonexistent/run.xray"),
+    ],
+)
+def test_what_cannot_be_is_one_line(call: Call, tiny_gpt2: Path, words: list[str], code: int, says: str) -> None:
+    found, out, err = call(TEXT, "-m", tiny_gpt2, *words)
+    lines = err.splitlines()
+    assert found == code and says in err and out == ""
+    assert lines[0].startswith("gptcli: error: ") and len(lines) <= 2
+
+
+def test_what_a_trace_cannot_show_is_one_line(call: Call, saved: Path, tmp_path: Path) -> None:
+    assert call(tmp_path / "no.xray")[::2] == (3, f"gptcli: error: no trace {tmp_path / 'no.xray'}\n"
+                                               "hint: gptcli xray TEXT --save run.xray makes one\n")  # fmt: skip
+    assert "no model to change" in call(saved, "--ablate", "L0")[2]
+    assert "--head" not in call(saved, "--head", "L0H1")[2] and "H0 to H3" in call(saved, "--head", "L0H7")[2]
+    bad = tmp_path / "bad.xray"
+    bad.write_bytes(saved.read_bytes().replace(b'"schema": "1"', b'"schema": "9"'))
+    code, _, err = call(bad)
+    assert code == 2 and "schema '9'" in err
+
+
+def test_an_empty_prompt_starts_from_the_start_token_or_is_refused(call: Call, tiny_gpt2: Path, tmp_path: Path) -> None:
+    code, out, _ = call("", "-m", tiny_gpt2, "-n", "1")
+    assert code == 0 and "<|endoftext|>" in out.replace("…", "<|endoftext|>")
+    folder = tiny.write_gpt2(tmp_path / "none")
+    (folder / "tokenizer_config.json").write_text("{}")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "bos_token_id"}))
+    code, out, err = call("", "-m", folder)
+    assert code == 2 and "no start token" in err and out == ""
+
+
+def test_at_a_terminal_it_is_in_colour_and_as_wide(saved: Path) -> None:
+    seen, code = in_terminal("xray", saved, env={"COLORTERM": "truecolor"}, size=(40, 72))
+    assert code == 0 and b"\x1b[" in seen and "◆".encode() in seen
+    seen, code = in_terminal("xray", saved, env={"NO_COLOR": "1"}, size=(40, 72))
+    assert code == 0 and b"\x1b[3" not in seen and b"\x1b[4" not in seen
