@@ -35,10 +35,19 @@ SHOTS = {
         'gptcli generate --adapter react "a red button that says stop"',
         "gptcli diff weights merged",
     ],
+    "xray.svg": ['gptcli xray "a robot must obey the orders given it" -n 3'],
+    "strip.svg": ['gptcli "The little dog" -t 0 -n 12 --xray'],
+    "track.svg": ['gptcli xray "a robot must obey the orders given it" --token -1'],
+    "ledger.svg": ['gptcli xray "a robot must obey the orders given it" --ledger'],
     "info.svg": ["gptcli info", 'gptcli tokenize "A robot must obey the orders given it by human beings"'],
     "params.svg": ["gptcli params gpt3", "gptcli params --table"],
     "budget.svg": ["gptcli budget gpt3", "gptcli new gpt3 --meta"],
 }
+PAGES = (
+    *("generate", "examples", "step", "tokens", "budget", "tracks"),
+    *("track", "stack", "masks", "xray", "priming", "finetuning"),
+)
+SHOTS |= {f"tour/{n:02d}-{page}.svg": [f"gptcli tour --page {n}"] for n, page in enumerate(PAGES, 1)}
 THEME = TerminalTheme(
     (250, 250, 248),
     (43, 43, 43),
@@ -84,6 +93,7 @@ def draw(commands: list[str], folder: Path) -> str:
         console.print(Text.assemble("\n" * bool(i), ("$ ", "#8d95d7"), (command, "bold")))
         console.print(Text.from_ansi(seen_on_a_terminal(command, folder)), end="")
     svg = console.export_svg(title="gptcli", theme=THEME, font_aspect_ratio=0.61)
+    svg = svg.replace("<svg ", '<svg xml:space="preserve" ', 1)  # some renderers drop spaces at a text's start
     start, stop = svg.index("@font-face"), svg.rindex("@font-face")
     stop = svg.index("}", stop) + 1
     return svg[:start] + svg[stop:].replace("Fira Code", "ui-monospace, Menlo, Consolas, DejaVu Sans Mono")
@@ -101,6 +111,7 @@ def main() -> None:
         merge = ["merge", "weights", "weights/react", "--out", "merged"]
         subprocess.run([sys.executable, "-m", "gptcli", *merge], cwd=folder, check=True)
         for name in asked.names:
+            (HERE / name).parent.mkdir(exist_ok=True)
             (HERE / name).write_text(draw(SHOTS[name], folder), encoding="utf-8")
             print(HERE / name)
 

@@ -75,9 +75,7 @@ def finetune(
     batch: Annotated[
         int, typer.Option("--batch", metavar="N", min=1, rich_help_panel=o.RUN, help="Sequences of a step.")
     ] = 16,
-    n_ctx: Annotated[
-        int | None, o.count("--context", "Tokens of a sequence of text. \\[512, or all there is]")
-    ] = None,
+    n_ctx: Annotated[int | None, o.count("--context", "Tokens of a sequence of text. \\[512, or all there is]")] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(
