@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 import benchmarks
-from benchmarks import decode, start
+from benchmarks import decode, start, xray
 
-BENCHMARKS = {"decode": decode.run, "start": start.run}
+BENCHMARKS = {"decode": decode.run, "start": start.run, "xray": xray.run}
 
 
 def main() -> None:

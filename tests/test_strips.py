@@ -76,7 +76,7 @@ def test_the_newest_state_is_the_stream_s_bitwise(tiny_gpt2: Path) -> None:
 def test_a_strip_that_contradicts_the_model_is_refused(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = load(str(tiny_gpt2))
     tape = Strips(checkpoint.decoder)
-    monkeypatch.setattr("gptcli.strips.scores", lambda end, x: checkpoint.decoder.readout(x) * 1.1)
+    monkeypatch.setattr("gptcli.strips.scores", lambda end, x: end.readout(x) * 1.1)
     with pytest.raises(CheckFailed, match="another probability than the model did"):
         for step in generate(checkpoint, IDS[:5], sampling=GREEDY, max_tokens=2, tape=tape):
             tape.read(step.id, step.logprob)
