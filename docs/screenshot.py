@@ -26,6 +26,9 @@ SHOTS = {
         'gptcli "The little robot wanted" -n 60 --seed 5',
         'gptcli "The little robot wanted" -n 60 --seed 5 --color prob',
     ],
+    "xray.svg": ['gptcli xray "There was a robot. He must obey the" -n 5'],
+    "xray-why.svg": ['gptcli xray "There was a robot. He must obey the" --token 8 --ledger'],
+    "xray-strip.svg": ['gptcli "The little robot wanted" --xray -n 10 -t 0'],
     "info.svg": ["gptcli info", 'gptcli tokenize "A robot must obey the orders given it by human beings"'],
 }
 THEME = TerminalTheme(
@@ -44,6 +47,7 @@ def seen_on_a_terminal(command: str, model: str) -> str:
         "GPTCLI_MODEL": model,
         "COLUMNS": str(WIDTH),
         "COLORTERM": "truecolor",
+        "COLORFGBG": "0;15",  # the pictures' background is light
         "TERM": "xterm-256color",
     }
     words = [sys.executable, "-m", *shlex.split(command)]

@@ -63,7 +63,7 @@ def in_slices(end: Decoder, n: int, *, room: Tensor | None = None) -> Iterator[D
     Then each decoder is good until the next one comes.
     """
     weight, bias = head_of(end), end.head.bias
-    for a in range(0, end.config.n_vocab, n):
+    for a in range(0, len(weight), n):
         part = copy.copy(end)
         part._modules = dict(end._modules)
         head = Head(end.config)
@@ -83,8 +83,10 @@ def head_of(decoder: Decoder) -> Tensor:
 def scores(end: Decoder, x: Tensor, out: Tensor | None = None) -> Tensor:
     """Vectors of the stream as scores of all tokens, by what `end_of` gives: float32 or wider. [..., C] -> [..., V]."""
     x = x.to(end.embed.weight.dtype) if end.embed.weight.dtype in WIDE else _wide(x)
-    z = x.new_empty(*x.shape[:-1], end.config.n_vocab) if out is None else out
     weight = head_of(end)
+    if out is None and weight.dtype in WIDE and len(weight) <= SLICE:
+        return end.readout(x)
+    z = x.new_empty(*x.shape[:-1], len(weight)) if out is None else out
     room = None if weight.dtype in WIDE else x.new_empty(SLICE, weight.shape[1])
     for i, part in enumerate(in_slices(end, SLICE, room=room)):
         z[..., i * SLICE : (i + 1) * SLICE] = part.readout(x)
