@@ -3,4 +3,5 @@
 python -m benchmarks decode MODEL     gptcli, transformers and ctranslate2 on one checkpoint
 python -m benchmarks start MODEL      how long the light commands take
 python -m benchmarks train SIZE       the training loop beside nanoGPT's and transformers'
+python -m benchmarks xray MODEL       what the x-ray costs, beside not looking and beside TransformerLens
 """

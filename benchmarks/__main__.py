@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 
 import benchmarks
-from benchmarks import decode, start, train
+from benchmarks import decode, start, train, xray
 from gptcli.model_choice import shipped
 
-BENCHMARKS = {"decode": decode.run, "start": start.run, "train": train.run}
+BENCHMARKS = {"decode": decode.run, "start": start.run, "train": train.run, "xray": xray.run}
 
 
 def main() -> None:

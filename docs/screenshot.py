@@ -35,10 +35,10 @@ SHOTS = {
         'gptcli generate --adapter react "a red button that says stop"',
         "gptcli diff weights merged",
     ],
-    "xray.svg": ['gptcli xray "a robot must obey the orders given it" -n 3'],
-    "strip.svg": ['gptcli "The little dog" -t 0 -n 12 --xray'],
     "track.svg": ['gptcli xray "a robot must obey the orders given it" --token -1'],
-    "ledger.svg": ['gptcli xray "a robot must obey the orders given it" --ledger'],
+    "xray.svg": ['gptcli xray "There was a robot. He must obey the" -n 5'],
+    "xray-why.svg": ['gptcli xray "There was a robot. He must obey the" --token 8 --ledger'],
+    "xray-strip.svg": ['gptcli "The little robot wanted" --xray -n 10 -t 0'],
     "info.svg": ["gptcli info", 'gptcli tokenize "A robot must obey the orders given it by human beings"'],
     "params.svg": ["gptcli params gpt3", "gptcli params --table"],
     "budget.svg": ["gptcli budget gpt3", "gptcli new gpt3 --meta"],
@@ -66,6 +66,7 @@ def seen_on_a_terminal(command: str, folder: Path) -> str:
         **os.environ,
         "COLUMNS": str(WIDTH),
         "COLORTERM": "truecolor",
+        "COLORFGBG": "0;15",  # the pictures' background is light
         "TERM": "xterm-256color",
     }
     words = [sys.executable, "-m", *shlex.split(command)]

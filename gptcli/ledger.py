@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gptcli.attention import shared
 from gptcli.errors import Unsupported
-from gptcli.lens import CHUNK, end_of, scores
+from gptcli.lens import CHUNK, end_of, head_of, scores
 from gptcli.model import Attention, Block, Decoder, Norm
 from gptcli.trace import Trace
 
@@ -80,7 +80,8 @@ def ledger(trace: Trace, target: Tensor, against: Tensor | None = None) -> Ledge
         names.append("position")
         parts.append(_along(position, d))
     summed = embed.clone()
-    for i, (attn, mlp) in enumerate(zip(wide(trace.attn_out), wide(trace.mlp_out), strict=True)):
+    for i, (attn, mlp) in enumerate(zip(trace.attn_out, trace.mlp_out, strict=True)):
+        attn, mlp = wide(attn), wide(mlp)
         names += [f"L{i} attn", f"L{i} mlp"]
         parts += [_along(attn, d), _along(mlp, d)]
         summed += attn + mlp
@@ -102,7 +103,7 @@ def ledger(trace: Trace, target: Tensor, against: Tensor | None = None) -> Ledge
 def unembedding(decoder: Decoder, ids: Tensor) -> tuple[Tensor, Tensor]:
     """What a token's logit is, before any cap, of the normed state: row w and bias. [T] -> [T, C], [T]."""
     c, head = decoder.config, decoder.head
-    w = wide((decoder.embed.weight if head.weight is None else head.weight)[ids]) * c.logit_scale
+    w = wide(head_of(decoder)[ids]) * c.logit_scale
     if decoder.embed_out:
         w = w @ wide(decoder.embed_out.weight)
     return w, torch.zeros_like(w[:, 0]) if head.bias is None else wide(head.bias[ids]) * c.logit_scale
@@ -168,7 +169,7 @@ def _along(x: Tensor, d: Tensor) -> Tensor:
 def _logits(decoder: Decoder, x: Tensor, target: Tensor, against: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The model's own scores of two tokens, before and after its cap; without a second, 0. x: [T, C]. [2, T] each."""
     ends = [end_of(decoder, capped=False)] + ([end_of(decoder)] if decoder.config.final_softcap is not None else [])
-    step, found = max(1, CHUNK // decoder.config.n_vocab), []
+    step, found = max(1, CHUNK // 4 // decoder.config.n_vocab), []
     ids = torch.stack([target, target if against is None else against], 1)  # [T, 2]
     for end in ends:
         rows = [scores(end, x[t : t + step]).gather(1, ids[t : t + step]) for t in range(0, len(x), step)]

@@ -15,12 +15,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gptcli.model import Decoder
+from gptcli.model import Decoder, Head
 from gptcli.trace import Trace
 
 # How far our reading may be from the decoder's own logits, in units of the largest: its own rounding.
 BOUNDS = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 1e-2}
-CHUNK = 1 << 23  # scores held at once: 32 MB in float32
+SLICE = 4096  # tokens whose rows of the head are held in float32 at once, where the head is not
+WIDE = (torch.float32, torch.float64)
+CHUNK = 1 << 22  # scores held at once: 16 MB in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,27 +38,63 @@ class Lens:
 
 
 def end_of(decoder: Decoder, *, capped: bool = True) -> Decoder:
-    """A decoder whose `readout` is this one's, in float32; the decoder itself where it is that already.
+    """The end of a decoder, for `scores`: the decoder itself, or a twin with its small parts in float32.
 
-    capped=False leaves out the soft cap on the logits. Only the readout may be used.
+    capped=False leaves out the soft cap on the logits.
     """
-    if capped and decoder.embed.weight.dtype in (torch.float32, torch.float64):
+    narrow = decoder.embed.weight.dtype not in WIDE
+    if capped and not narrow:
         return decoder
     end = copy.copy(decoder)
     end._modules = dict(decoder._modules)
     if not capped:
         end.config = replace(decoder.config, final_softcap=None)
-    if decoder.embed.weight.dtype not in (torch.float32, torch.float64):
-        for name in ("final_norm", "embed_out", "head") + (("embed",) if decoder.head.weight is None else ()):
-            if (module := decoder._modules.get(name)) is not None:
-                end._modules[name] = copy.deepcopy(module).float()
+    for name in ("final_norm", "embed_out") if narrow else ():
+        if (module := decoder._modules.get(name)) is not None:
+            end._modules[name] = copy.deepcopy(module).float()
     return end
 
 
-def scores(end: Decoder, x: Tensor) -> Tensor:
-    """Vectors of the stream as scores of all tokens, by a decoder from `end_of`. [..., C] -> [..., V]."""
-    dtype = end.embed.weight.dtype if end.head.weight is None else end.head.weight.dtype
-    return end.readout(x.to(dtype))
+def in_slices(end: Decoder, n: int, *, room: Tensor | None = None) -> Iterator[Decoder]:
+    """Decoders whose readouts are this one's for n tokens each, side by side, in float32 or wider; for nothing else.
+
+    A few vectors times a matrix larger than the processor's cache take two thirds of the time in pieces that fit it,
+    and of a matrix in bfloat16 only a piece at a time is held in float32: in `room`, [n, width], where that is given.
+    Then each decoder is good until the next one comes.
+    """
+    weight, bias = head_of(end), end.head.bias
+    for a in range(0, len(weight), n):
+        part = copy.copy(end)
+        part._modules = dict(end._modules)
+        head = Head(end.config)
+        head._parameters.clear()
+        rows = weight[a : a + n]
+        head.__dict__["weight"] = _wide(rows) if room is None else room[: len(rows)].copy_(rows)
+        head.__dict__["bias"] = None if bias is None else _wide(bias[a : a + n])
+        part._modules["head"] = head
+        yield part
+
+
+def head_of(decoder: Decoder) -> Tensor:
+    """The matrix that makes scores, [V, width]: the embedding, where it serves for that too."""
+    return decoder.embed.weight if decoder.head.weight is None else decoder.head.weight
+
+
+def scores(end: Decoder, x: Tensor, out: Tensor | None = None) -> Tensor:
+    """Vectors of the stream as scores of all tokens, by what `end_of` gives: float32 or wider. [..., C] -> [..., V]."""
+    x = x.to(end.embed.weight.dtype) if end.embed.weight.dtype in WIDE else _wide(x)
+    weight = head_of(end)
+    if out is None and weight.dtype in WIDE and len(weight) <= SLICE:
+        return end.readout(x)
+    z = x.new_empty(*x.shape[:-1], len(weight)) if out is None else out
+    room = None if weight.dtype in WIDE else x.new_empty(SLICE, weight.shape[1])
+    for i, part in enumerate(in_slices(end, SLICE, room=room)):
+        z[..., i * SLICE : (i + 1) * SLICE] = part.readout(x)
+    return z
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype in WIDE else x.float()
 
 
 def log_probs(z: Tensor) -> Tensor:
@@ -83,13 +121,16 @@ def read(
     end = end_of(decoder)
     R, T, _ = rows.shape
     watch = torch.empty(T, 0, dtype=torch.long, device=rows.device) if watch is None else watch
-    step = max(1, CHUNK // (decoder.config.n_vocab * R))
-    found = [
-        _read_chunk(
-            end, rows[:, t : t + step], None if final is None else final[t : t + step], watch[t : t + step], top, size
-        )
-        for t in range(0, T, step)
-    ]
+    V = decoder.config.n_vocab
+    step = min(T, max(1, CHUNK // (V * R)))
+    # Two buffers for all chunks: memory that is asked for anew each time is not always given back to be used again.
+    buffers = [rows.new_empty(R * step * V, dtype=WIDE[rows.dtype == torch.float64]) for _ in range(2)]
+    found = []
+    for t in range(0, T, step):
+        part = rows[:, t : t + step]
+        z, e = (buffer[: R * part.shape[1] * V].view(R, -1, V) for buffer in buffers)
+        last = None if final is None else final[t : t + step]
+        found.append(_read_chunk(end, part, last, watch[t : t + step], top, size, z, e))
     parts = [torch.cat(columns, 1) for columns in zip(*found, strict=True)]
     return Lens(
         **dict(zip(("ids", "logprobs", "entropy", "kl", "rank", "watched"), (p.cpu() for p in parts), strict=True))
@@ -97,11 +138,19 @@ def read(
 
 
 def _read_chunk(
-    end: Decoder, rows: Tensor, final: Tensor | None, watch: Tensor, top: int, size: int | None
+    end: Decoder,
+    rows: Tensor,
+    final: Tensor | None,
+    watch: Tensor,
+    top: int,
+    size: int | None,
+    z: Tensor,
+    e: Tensor,
 ) -> tuple[Tensor, ...]:
-    z = scores(end, rows)  # [R, P, V]
+    """z, e: room for scores, [R, P, V]."""
+    scores(end, rows, z)
     z -= z.amax(-1, keepdim=True)
-    e = z.exp()
+    torch.exp(z, out=e)
     total = e.sum(-1)  # [R, P]; by halves: a product of matrices would add in a row, and lose three digits
     log_total = total.log()
     if final is None:
@@ -133,7 +182,7 @@ def disagreement(decoder: Decoder, seen: Tensor, true: Tensor) -> float:
 
 
 def _in_chunks(x: Tensor, decoder: Decoder) -> Iterator[Tensor]:
-    yield from torch.split(x, max(1, CHUNK // decoder.config.n_vocab))
+    yield from torch.split(x, max(1, CHUNK // 4 // decoder.config.n_vocab))
 
 
 def depth(best: Tensor, answer: Tensor) -> Tensor:
@@ -159,12 +208,12 @@ class Norms:
 @torch.inference_mode()
 def norms(trace: Trace) -> Norms:
     """Of every state and write, in float32."""
-    states, attn, mlp = (x.float() for x in (trace.states, trace.attn_out, trace.mlp_out))
-    mid = states[:-1] if trace.config.parallel else trace.resid_mid.float()
-    return Norms(
-        states=states.norm(dim=-1).cpu(),
-        attn=attn.norm(dim=-1).cpu(),
-        mlp=mlp.norm(dim=-1).cpu(),
-        attn_cos=torch.cosine_similarity(attn, states[:-1], -1).cpu(),
-        mlp_cos=torch.cosine_similarity(mlp, mid, -1).cpu(),
-    )
+    columns = []
+    for i in range(trace.config.n_layer):  # layer by layer: float32 copies of all would be as large as a small model
+        attn, mlp, pre = (x.float() for x in (trace.attn_out[i], trace.mlp_out[i], trace.states[i]))
+        mid = pre if trace.config.parallel else trace.mid_of(i).float()
+        cosines = torch.cosine_similarity(attn, pre, -1), torch.cosine_similarity(mlp, mid, -1)
+        columns.append((pre.norm(dim=-1), attn.norm(dim=-1), mlp.norm(dim=-1), *cosines))
+    states, attn, mlp, attn_cos, mlp_cos = (torch.stack(column).cpu() for column in zip(*columns, strict=True))
+    last = trace.states[-1].float().norm(dim=-1).cpu()
+    return Norms(states=torch.cat((states, last[None])), attn=attn, mlp=mlp, attn_cos=attn_cos, mlp_cos=mlp_cos)

@@ -96,7 +96,8 @@ def scan(
     middle = None
     if between and not c.parallel:
         at = torch.tensor(between, device=states.device)
-        middle = read(decoder, trace.resid_mid[:, at], final=states[-1, at], watch=watch[at], top=top, size=size)
+        middles = torch.stack([trace.mid_of(i)[at] for i in range(c.n_layer)])
+        middle = read(decoder, middles, final=states[-1, at], watch=watch[at], top=top, size=size)
     books = []
     if not refusal(decoder):
         target, rival = answers.to(states.device), rivals.to(states.device)

@@ -12,17 +12,26 @@ import torch
 from torch import Tensor
 
 from gptcli.errors import CheckFailed
-from gptcli.lens import BOUNDS, end_of, scores
+from gptcli.lens import BOUNDS, end_of, head_of, in_slices, scores
 from gptcli.model import Block, Decoder, Tape
 from gptcli.records_xray import Strip
 from gptcli.trace import Part
+
+SLICE = 768  # tokens read at once: 768 rows of 576 numbers are 1.8 MB
 
 
 class Strips:
     """A tape that remembers the newest position of the last pass. `edits` may change what passes."""
 
     def __init__(self, decoder: Decoder, *, edits: Tape | None = None) -> None:
-        self._decoder, self._edits, self._end = decoder, edits, end_of(decoder)
+        self._decoder, self._edits = decoder, edits
+        n_vocab, on_cpu = decoder.config.n_vocab, decoder.embed.weight.device.type == "cpu"
+        self._n = SLICE if on_cpu else n_vocab
+        self._slices = list(in_slices(end_of(decoder), self._n))
+        shape, dtype = (decoder.config.n_layer + 1, n_vocab), head_of(self._slices[0]).dtype
+        # kept from token to token, because fresh memory is slow
+        self._z = torch.empty(shape, device=decoder.embed.weight.device, dtype=dtype)
+        self._e = torch.empty_like(self._z)
         self._rows: list[Tensor] = []  # [C] each
         self._x = torch.empty(0)
 
@@ -60,12 +69,14 @@ class Strips:
 
         Raises CheckFailed when the last row says otherwise.
         """
-        z = scores(self._end, self.states)  # [R, V]
+        z, states = self._z, self.states  # [R, V], [R, C]
+        for i, part in enumerate(self._slices):
+            z[:, i * self._n : (i + 1) * self._n] = scores(part, states)
         own = z[:, id].clone()
         best = z.amax(-1)
         rank = 1 + int((z[-1] > own[-1]).sum())
         z -= best[:, None]
-        e = z.exp()
+        e = torch.exp(z, out=self._e)
         total = e.sum(-1)
         p = e[-1] / total[-1]
         cross = total.log() - torch.mul(z, p, out=e).sum(-1)  # as in lens.read: sums by halves, 0 for the last row

@@ -110,7 +110,10 @@ class Trace:
     def _all(self, field: str) -> Tensor:
         if field not in self._joined:
             layers = range(self.config.n_layer)
-            self._joined[field] = torch.stack([torch.cat(self._kept[field, i], -2) for i in layers])
+            joined = torch.stack([torch.cat(self._kept[field, i], -2) for i in layers])
+            for i in layers:
+                self._kept[field, i] = [joined[i]]  # so that nothing is held twice
+            self._joined[field] = joined
         return self._joined[field]
 
     @property
@@ -129,8 +132,17 @@ class Trace:
         """The stream between attention and MLP. [L, T, C]. Raises Unsupported for parallel blocks, which have none."""
         if self.config.parallel:
             raise Unsupported("in this model attention and MLP add at the same time: there is no state between them")
-        self._sum_up()
+        if "mid" not in self._joined:
+            self._joined["mid"] = torch.stack([self.mid_of(i) for i in range(self.config.n_layer)])
         return self._joined["mid"]
+
+    @torch.inference_mode()
+    def mid_of(self, layer: int) -> Tensor:
+        """The same of one layer. [T, C]."""
+        x = self.resid_pre[layer] + self.attn_out[layer]
+        block = self.decoder.blocks[layer]
+        assert isinstance(block, Block)
+        return block.attn_norm(x) if self.config.post_norm and block.attn_norm else x
 
     @property
     def resid_post(self) -> Tensor:
@@ -147,7 +159,7 @@ class Trace:
     def _sum_up(self) -> None:
         if "states" in self._joined:
             return
-        x, states, mids = self.embed, [self.embed], []
+        x, states = self.embed, [self.embed]
         for block, attn, mlp in zip(self.decoder.blocks, self.attn_out, self.mlp_out, strict=True):
             assert isinstance(block, Block)
             mid = x + attn
@@ -156,9 +168,8 @@ class Trace:
                 x = block.mlp_norm(mid + mlp)
             else:
                 x = mid + mlp
-            mids.append(mid)
             states.append(x)
-        self._joined |= {"states": torch.stack(states), "mid": torch.stack(mids)}
+        self._joined["states"] = torch.stack(states)
 
     @property
     def pattern(self) -> Tensor:

@@ -38,12 +38,17 @@ def own_head(end: Decoder, x: Tensor) -> Tensor:
     return torch.nn.functional.linear(x, weight, end.head.bias)
 
 
+def instead(bug: Callable[[Decoder, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """A wrong function in the place of `scores`, which may be given room for its answer."""
+    return lambda end, x, out=None: bug(end, x) if out is None else out.copy_(bug(end, x))
+
+
 both_norms = pytest.mark.parametrize("pair", ["llama", "gpt2"], indirect=True)
 
 
 @both_norms
 def test_a_lens_without_the_final_norm(pair: tuple[Checkpoint, Any], monkeypatch: Patch) -> None:
-    caught(lambda: check_lens(*pair), lambda: monkeypatch.setattr("gptcli.lens.scores", own_head))
+    caught(lambda: check_lens(*pair), lambda: monkeypatch.setattr("gptcli.lens.scores", instead(own_head)))
 
 
 @both_norms
@@ -52,7 +57,7 @@ def test_a_lens_that_norms_twice(pair: tuple[Checkpoint, Any], monkeypatch: Patc
         assert end.final_norm is not None
         return end.readout(end.final_norm(x))
 
-    caught(lambda: check_lens(*pair), lambda: monkeypatch.setattr("gptcli.lens.scores", twice))
+    caught(lambda: check_lens(*pair), lambda: monkeypatch.setattr("gptcli.lens.scores", instead(twice)))
 
 
 @both_norms
@@ -67,7 +72,7 @@ def test_the_final_layer_s_scale_for_every_layer(pair: tuple[Checkpoint, Any], m
         scale = (last.square().mean(-1, keepdim=True) + norm.eps).sqrt()
         return own_head(end, x / scale * norm.weight + shift)
 
-    caught(lambda: check_lens(*pair), lambda: monkeypatch.setattr("gptcli.lens.scores", frozen))
+    caught(lambda: check_lens(*pair), lambda: monkeypatch.setattr("gptcli.lens.scores", instead(frozen)))
 
 
 def test_layers_sorted_as_words(tmp_path: Path, monkeypatch: Patch) -> None:
@@ -154,4 +159,4 @@ def test_the_best_tokens_of_scores_already_rounded(name: str, zoo_root: Path, mo
     def rounded(end: Decoder, x: Tensor) -> Tensor:
         return true(end, x).bfloat16().float()
 
-    caught(lambda: check_top(checkpoint), lambda: monkeypatch.setattr("gptcli.lens.scores", rounded))
+    caught(lambda: check_top(checkpoint), lambda: monkeypatch.setattr("gptcli.lens.scores", instead(rounded)))

@@ -73,10 +73,30 @@ def test_the_newest_state_is_the_stream_s_bitwise(tiny_gpt2: Path) -> None:
     assert torch.equal(tape.states[-1], x[0, -1]) and torch.equal(tape.states, traced(decoder).states[:, -1])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_slices_of_the_head_make_no_difference(zoo_root: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the strip's, nor the lens's, whether they divide the vocabulary or not; biases, scales and caps too."""
+    for name in ("gpt2", "gptj", "granite", "gemma2", "opt-350m"):
+        checkpoint = load(str(built(name, zoo_root)[0]), dtype=dtype)
+        with torch.inference_mode():
+            tape = Strips(checkpoint.decoder)
+            logits = checkpoint.decoder(torch.tensor([IDS]), tape=tape)[0, -1].float()
+            whole, lens = tape.read(7, float(logits.log_softmax(-1)[7])), read(checkpoint.decoder, tape.states[:, None])
+            monkeypatch.setattr("gptcli.strips.SLICE", 100)
+            monkeypatch.setattr("gptcli.lens.SLICE", 89)
+            sliced = Strips(checkpoint.decoder)
+            checkpoint.decoder(torch.tensor([IDS]), tape=sliced)
+            again = sliced.read(7, float(logits.log_softmax(-1)[7]))
+        assert again.logprobs == pytest.approx(whole.logprobs, abs=1e-4) and again.stands == whole.stands
+        found = read(checkpoint.decoder, sliced.states[:, None])
+        assert torch.equal(found.ids, lens.ids) and (found.logprobs - lens.logprobs).abs().max() <= 1e-4
+        monkeypatch.undo()
+
+
 def test_a_strip_that_contradicts_the_model_is_refused(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = load(str(tiny_gpt2))
     tape = Strips(checkpoint.decoder)
-    monkeypatch.setattr("gptcli.strips.scores", lambda end, x: checkpoint.decoder.readout(x) * 1.1)
+    monkeypatch.setattr("gptcli.strips.scores", lambda end, x: end.readout(x) * 1.1)
     with pytest.raises(CheckFailed, match="another probability than the model did"):
         for step in generate(checkpoint, IDS[:5], sampling=GREEDY, max_tokens=2, tape=tape):
             tape.read(step.id, step.logprob)

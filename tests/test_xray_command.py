@@ -153,6 +153,8 @@ def test_two_traces_are_compared(call: Call, tiny_gpt2: Path, saved: Path, tmp_p
         (["--format", "pdf"], 2, "--format must be one of"),
         (["--mean"], 2, "--mean"),
         (["--sampling", "-n", "0"], 2, "--sampling"),
+        (["--occlusion", "--ablate", "L0"], 2, "--occlusion is of the model as it is"),
+        (["--sweep", "mlps", "--ablate", "L0"], 2, "--sweep is of the model as it is"),
         (["--sweep", "layers"], 2, "layers"),
         (["-n", "-1"], 2, "-1"),
         (["-n", "99999", "--save", "/nonexistent/run.xray"], 1, "cannot save /nonexistent/run.xray"),

@@ -30,6 +30,7 @@ from gptcli.render.cell import (
     probability,
     signed,
     smooth,
+    texts,
     two_sided,
     window,
 )
@@ -126,6 +127,15 @@ def test_without_colours_glyphs_say_it(found: Scan) -> None:
         for r in range(len(found.cells.rows)) for i in range(found.n_positions)
     )  # fmt: skip
     assert sum(row.count("~") for row in rows) == far
+
+
+def test_characters_that_tokens_share_are_whole_in_the_text(found: Scan) -> None:
+    a, b = found.ids[0], found.ids[1]
+    halves = dataclasses.replace(
+        found, ids=(a, b, *found.ids[2:]), pieces={**found.pieces, a: b"x\xf0\x9f", b: b"\x98\x80y"}
+    )
+    assert texts(halves, (a, b)) == ["x", "😀y"] and texts(halves, (a,)) == ["x�"] and texts(halves, ()) == []
+    assert "x😀y" in theme.drawn(grid.draw(halves, colour=False), colour=False, width=100).splitlines()[0]
 
 
 def test_stacks_keep_their_ends_and_windows_their_cursor() -> None:

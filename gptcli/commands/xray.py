@@ -126,6 +126,11 @@ def xray(
         "norms": norms, "occlusion": occlusion, "draw": sampling, "mosaic": sweep is not None,
     }  # fmt: skip
     views = [name for name, on in asked.items() if on]
+    if wanted and (
+        whole := [f"--{name}" for name in ("roles", "occlusion") if asked[name]] + ["--sweep"] * bool(sweep)
+    ):
+        hint = f"leave out {whole[0]}, or --ablate and --patch"
+        raise UsageError(f"{whole[0]} is of the model as it is, and not of one with parts switched off", hint=hint)
     if wanted and not views and token is None:
         views = ["what_if"]
     views = views or (["track"] if token is not None else ["grid"])

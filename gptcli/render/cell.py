@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -108,12 +109,17 @@ def smooth(p: float) -> str:
     return mixed(theme.SCALE[i], theme.SCALE[i + 1], at - i)
 
 
+def texts(scan: Scan, ids: Sequence[int]) -> list[str]:
+    """The text of each token; a character that several share belongs to the one that brings its last byte."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    shown = [one_line(decoder.decode(scan.pieces.get(id, b""))) for id in ids]
+    return [*shown[:-1], shown[-1] + one_line(decoder.decode(b"", final=True))] if shown else []
+
+
 def text_line(scan: Scan, *, colour: bool) -> Text:
     """The whole text: the prompt on green, the answer on pink."""
     text = Text(overflow="fold")
-    for i, id in enumerate(scan.ids):
-        raw = scan.pieces.get(id, b"")
-        shown = one_line(raw.decode(errors="replace")) if raw else ""
+    for i, shown in enumerate(texts(scan, scan.ids)):
         ground = theme.PROMPT if i < scan.n_prompt else theme.ANSWER
         text.append(shown, f"{theme.INK} on {ground}" if colour else "" if i < scan.n_prompt else "underline")
     return text

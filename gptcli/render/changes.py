@@ -19,6 +19,7 @@ from gptcli.render.cell import (
     label,
     probability,
     signed,
+    texts,
     tinted,
     two_sided,
 )
@@ -50,8 +51,8 @@ def draw_what_if(scan: Scan, found: WhatIf, *, colour: bool) -> RenderableType:
         line.append_text(Text.assemble(", total ", (signed(total, 3), "bold")))
         line.append("  (between them: what later layers made of it; effects do not add up)", "dim")
         lines.append(line)
-    texts = [Text.assemble((f"{name:>7} … ", "dim"), text) for name, text in _both(scan, found, colour=colour)]
-    return Group(title, *texts, Text(), table, *lines, footer(scan))
+    answers = [Text.assemble((f"{name:>7} … ", "dim"), text) for name, text in _both(scan, found, colour=colour)]
+    return Group(title, *answers, Text(), table, *lines, footer(scan))
 
 
 def _both(scan: Scan, found: WhatIf, *, colour: bool) -> list[tuple[str, Text]]:
@@ -61,16 +62,15 @@ def _both(scan: Scan, found: WhatIf, *, colour: bool) -> list[tuple[str, Text]]:
     blocks = SequenceMatcher(None, found.before, found.after, autojunk=False).get_matching_blocks()
     kept_before = {block.a + k for block in blocks for k in range(block.size)}
     kept_after = {block.b + k for block in blocks for k in range(block.size)}
-    texts = []
+    lines = []
     for name, ids, kept in (("before", found.before, kept_before), ("after", found.after, kept_after)):
         text = Text(overflow="fold")
-        for i, id in enumerate(ids):
-            raw = scan.pieces.get(id, b"")
-            shown = one_line(raw.decode(errors="replace")) if raw else label(scan, id)
+        for i, (id, shown) in enumerate(zip(ids, texts(scan, ids), strict=True)):
             ground = theme.ANSWER if i in kept else PLUS
+            shown = shown if scan.pieces.get(id) else label(scan, id)
             text.append(shown, f"{theme.INK} on {ground}" if colour else "" if i in kept else "underline")
-        texts.append((name, text))
-    return texts
+        lines.append((name, text))
+    return lines
 
 
 def draw_mosaic(scan: Scan, found: Mosaic, *, colour: bool) -> RenderableType:

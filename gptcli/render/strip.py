@@ -73,9 +73,13 @@ class StripView:
         answer = safe("".join(self._answer))
         for line in answer.split("\n"):
             self._line(self._ink(line, f"{theme.INK} on {theme.ANSWER}"))
-        best = "pink where the token is the best of all; " if self._colour else ""
-        self._line(self._ink(f"▁ to █: p from 0 to 1; {best}decided: from which layer on it is", "dim"))
-        self._line(self._ink("#N: drawn, though N − 1 tokens were likelier", "dim"))
+        best = "; pink: the best of all tokens" if self._colour else ""
+        for said in (
+            f"▁ to █: p from 0 to 1{best}",
+            "decided: the layer from which on it is the best",
+            "#N: drawn, though N − 1 tokens were likelier",
+        ):
+            self._line(self._ink(said, "dim"))
         checks = [f"lens(last) = logits ✓ {self._error:.0e}" if self._error else "lens(last) = logits ✓ 0", *checked]
         line = ""
         for part in checks:
