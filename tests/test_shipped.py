@@ -53,6 +53,14 @@ def test_generate_runs_it_when_no_model_is_named() -> None:
     assert done.stdout == gptcli("Once upon a time", "--seed", "1", "-n", "40", "-m", WEIGHTS).stdout
 
 
+def test_it_has_a_name_that_every_command_takes(tmp_path: Path) -> None:
+    (tmp_path / "shipped").mkdir()  # a folder of that name is ./shipped
+    done = gptcli("generate", "Once upon a time", "-n", "4", "-t", "0", "--json", "-m", "shipped", cwd=tmp_path)
+    assert json.loads(done.stdout)["model"] == "shipped"
+    assert gptcli("generate", "hi", "-m", "./shipped", cwd=tmp_path).returncode == 3
+    assert b"the same, number for number" in gptcli("diff", "shipped", WEIGHTS).stdout
+
+
 def test_other_commands_run_it_too() -> None:
     assert b"gpt_neo" in gptcli("info").stdout
     assert gptcli("tokenize", "a robot").returncode == 0

@@ -30,11 +30,6 @@ def no_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
 
 
-@pytest.fixture
-def ours(kind: Kind, zoo_root: Path) -> Checkpoint:
-    return load(str(built(kind.name, zoo_root)[0]))
-
-
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_strips_are_what_the_lens_reads_of_the_whole_text(kind: Kind, ours: Checkpoint) -> None:
     """And the text is the one that is written without them."""

@@ -9,23 +9,13 @@ import pytest
 import tiny
 import torch
 from xray_checks import IDS, KINDS, block_outputs, check_attention, check_states, traced
-from zoo import Kind, built
+from zoo import Kind
 
 import gptcli
 from gptcli import Checkpoint, Sampling, Unsupported, UsageError, generate, load, xray
 from gptcli.attention import role_scores, seen
 
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
-
-
-@pytest.fixture
-def theirs(kind: Kind, zoo_root: Path) -> Any:
-    return built(kind.name, zoo_root)[1]
-
-
-@pytest.fixture
-def ours(kind: Kind, zoo_root: Path) -> Checkpoint:
-    return load(str(built(kind.name, zoo_root)[0]))
 
 
 def differ(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from programs import PROGRAM, environment, gptcli, in_terminal
+from programs import PROGRAM, environment, gptcli, in_terminal, quick
 from rich.cells import cell_len
 from rich.text import Text
 from safetensors.torch import load_file
@@ -59,7 +59,7 @@ def test_the_result_is_a_model_that_generates(trained: Path) -> None:
     assert {"config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "loss.svg", "run"} == {
         p.name for p in trained.iterdir()
     } - {"tokenizer_config.json", "generation_config.json"}
-    done = gptcli("the cat", "-m", trained, "-n", "12", "-t", "0")
+    done = quick("the cat", "-m", trained, "-n", "12", "-t", "0")
     assert done.returncode == 0 and any(word in done.stdout.decode() for word in WORDS)
     assert (trained / "loss.svg").read_text().startswith("<svg")
 
@@ -197,10 +197,10 @@ def test_standard_input_is_a_corpus_too(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_is_there_is_used(trained: Path, corpus: Path, tmp_path: Path) -> None:
-    done = gptcli("train", corpus, "--out", tmp_path / "m", *SMALL, "--tokenizer", trained)
+    done = quick("train", corpus, "--out", tmp_path / "m", *SMALL, "--tokenizer", trained)
     assert done.returncode == 2 and b"--vocab is for a new tokenizer" in done.stderr
     options = [o for o in SMALL if o not in ("--vocab", "300")]
-    done = gptcli("train", corpus, "--out", tmp_path / "m", *options, "--steps", "1", "--tokenizer", trained)
+    done = quick("train", corpus, "--out", tmp_path / "m", *options, "--steps", "1", "--tokenizer", trained)
     assert done.returncode == 0, done.stderr.decode()
     assert json.loads((tmp_path / "m" / "tokenizer.json").read_text()) == json.loads(
         (trained / "tokenizer.json").read_text()
@@ -224,7 +224,7 @@ def test_bad_input_gets_clear_words(corpus: Path, trained: Path, tmp_path: Path)
         (["train", "--resume", "--out", trained, "--optimizer", "adamw"], 2, "its state is of no use to adamw"),
         (["finetune", "--resume", "--out", trained], 2, "is one of gptcli train"),
     ):
-        done = gptcli(*arguments)  # type: ignore[arg-type]
+        done = quick(*arguments)  # type: ignore[arg-type]
         errors = done.stderr.decode()
         assert done.returncode == code, (arguments, errors)
         assert words in errors.splitlines()[-2 if "hint:" in errors else -1], errors
@@ -233,10 +233,10 @@ def test_bad_input_gets_clear_words(corpus: Path, trained: Path, tmp_path: Path)
 
 def test_a_changed_tokenizer_is_found_before_it_does_harm(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "m"
-    assert gptcli("train", corpus, "--out", out, *SMALL, "--steps", "2").returncode == 0
+    assert quick("train", corpus, "--out", out, *SMALL, "--steps", "2").returncode == 0
     tokenizer = out / "run" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace('"cat"', '"cot"') + " ")
-    done = gptcli("train", "--resume", "--out", out, "--steps", "3")
+    done = quick("train", "--resume", "--out", out, "--steps", "3")
     assert done.returncode == 4 and b"is not the tokenizer that tokens.bin was made with" in done.stderr
 
 
@@ -296,11 +296,11 @@ def test_an_adapter_is_trained_resumed_run_and_merged(trained: Path, pairs: Path
 
 def test_a_text_can_be_tuned_on_too(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("asleep asleep asleep red red red " * 60)
-    done = gptcli("finetune", trained, tmp_path / "text.txt", "--out", tmp_path / "m", "--steps", "30", "--lr", "3e-3")
+    done = quick("finetune", trained, tmp_path / "text.txt", "--out", tmp_path / "m", "--steps", "30", "--lr", "3e-3")
     assert done.returncode == 0, done.stderr.decode()
-    assert b"red red" in gptcli("red red", "-m", tmp_path / "m", "-t", "0", "-n", "8", "--echo").stdout
+    assert b"red red" in quick("red red", "-m", tmp_path / "m", "-t", "0", "-n", "8", "--echo").stdout
     (tmp_path / "short.txt").write_text("the cat sat on a red mat")  # shorter than the context: one sequence
-    done = gptcli("finetune", trained, tmp_path / "short.txt", "--out", tmp_path / "n", "--steps", "2")
+    done = quick("finetune", trained, tmp_path / "short.txt", "--out", tmp_path / "n", "--steps", "2")
     assert done.returncode == 0 and b"2 steps of 16 sequences" in done.stderr, done.stderr.decode()
 
 
@@ -316,17 +316,17 @@ def test_finetune_refuses_with_clear_words(trained: Path, corpus: Path, pairs: P
         ([trained, "--out", tmp_path / "f"], 2, "what to train, and on what?"),
         ([trained, pairs, "--out", tmp_path / "g", "--fields", "x"], 2, "is not two names"),
     ):
-        done = gptcli("finetune", *arguments)  # type: ignore[arg-type]
+        done = quick("finetune", *arguments)  # type: ignore[arg-type]
         errors = done.stderr.decode()
         assert done.returncode == code, (arguments, errors)
         assert words in errors and "Traceback" not in errors
 
 
 def test_an_adapter_for_another_model_is_refused(trained: Path, pairs: Path, tiny_gpt2: Path, tmp_path: Path) -> None:
-    assert gptcli("finetune", trained, pairs, "--out", tmp_path / "a", "--lora", "2", "--steps", "1").returncode == 0
-    done = gptcli("x", "-m", tiny_gpt2, "--adapter", tmp_path / "a")
+    assert quick("finetune", trained, pairs, "--out", tmp_path / "a", "--lora", "2", "--steps", "1").returncode == 0
+    done = quick("x", "-m", tiny_gpt2, "--adapter", tmp_path / "a")
     assert done.returncode == 4 and b"is no linear layer of this gpt2 model" in done.stderr
-    done = gptcli("x", "-m", tiny_gpt2, "--adapter", "nothing-like-it")
+    done = quick("x", "-m", tiny_gpt2, "--adapter", "nothing-like-it")
     assert done.returncode == 3 and b"no adapter nothing-like-it" in done.stderr
 
 
@@ -338,13 +338,13 @@ def test_diff_measures_each_matrix(tiny_gpt2: Path, tmp_path: Path) -> None:
     before = tensors["h.1.mlp.c_fc.weight"].clone()
     tensors["h.1.mlp.c_fc.weight"][3, 5] += 0.5
     tiny.write_gpt2(tmp_path / "b", tensors)
-    found = json.loads(gptcli("diff", tiny_gpt2, tmp_path / "b", "--json").stdout)
+    found = json.loads(quick("diff", tiny_gpt2, tmp_path / "b", "--json").stdout)
     moved = [p for p in found["parameters"] if p["changed"]]
     assert [p["name"] for p in moved] == ["blocks.1.mlp.up.weight"]
     assert moved[0]["changed"] == 1 and moved[0]["layer"] == 1
     assert moved[0]["relative"] == pytest.approx(0.5 / float(before.norm()), rel=1e-5)
     assert moved[0]["largest"] == pytest.approx(0.5, rel=1e-5)
-    text = gptcli("diff", tiny_gpt2, tmp_path / "b").stdout.decode()
+    text = quick("diff", tiny_gpt2, tmp_path / "b").stdout.decode()
     n = sum(t.numel() for t in tensors.values())
     assert f"1 of {n:,} numbers changed" in text
     assert "blocks.1.mlp.up moved most" in text
@@ -356,9 +356,9 @@ def test_diff_of_two_shapes_names_the_first(tiny_gpt2: Path, trained: Path, tmp_
     wider = tiny.CONFIG | {"n_positions": 32}
     tensors = tiny.gpt2_tensors(wider)
     tiny.write_gpt2(tmp_path / "b", tensors, n_positions=32)
-    done = gptcli("diff", tiny_gpt2, tmp_path / "b")
+    done = quick("diff", tiny_gpt2, tmp_path / "b")
     assert done.returncode == 2 and b"pos_embed.weight has shape [64, 32]" in done.stderr
-    done = gptcli("diff", tiny_gpt2, trained)
+    done = quick("diff", tiny_gpt2, trained)
     assert done.returncode == 2 and b"nothing to compare" in done.stderr
 
 
@@ -375,20 +375,20 @@ def test_the_map_fits_the_terminal(trained: Path, tiny_gpt2: Path, tmp_path: Pat
 
 
 def test_examples_are_the_article_s_table(tiny_gpt2: Path) -> None:
-    done = gptcli("examples", "hello the", "-m", tiny_gpt2)
+    done = quick("examples", "hello the", "-m", tiny_gpt2)
     rows = [line.split("\t") for line in done.stdout.decode().splitlines()]
     assert rows == [["1", "hell", "o"], ["2", "hell o", "·the"]]
     found = [
-        json.loads(line) for line in gptcli("examples", "hello the", "-m", tiny_gpt2, "--jsonl").stdout.splitlines()
+        json.loads(line) for line in quick("examples", "hello the", "-m", tiny_gpt2, "--jsonl").stdout.splitlines()
     ]
     assert found[1]["features_text"] == "hello" and found[1]["label_text"] == " the" and len(found) == 2
-    done = gptcli("examples", "a b c d e", "-m", tiny_gpt2, "--window", "2", "-n", "3")
+    done = quick("examples", "a b c d e", "-m", tiny_gpt2, "--window", "2", "-n", "3")
     assert done.stdout.decode().splitlines()[-1].split("\t")[0] == "3"
-    assert gptcli("examples", "h", "-m", tiny_gpt2).returncode == 2
+    assert quick("examples", "h", "-m", tiny_gpt2).returncode == 2
 
 
 def test_a_step_of_training_shows_each_guess_and_its_error_before_and_after(tiny_gpt2: Path) -> None:
-    done = gptcli("examples", "hello the hello", "-m", tiny_gpt2, "--learn", "--lr", "0.01", "--jsonl")
+    done = quick("examples", "hello the hello", "-m", tiny_gpt2, "--learn", "--lr", "0.01", "--jsonl")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     decoder = load(str(tiny_gpt2)).decoder
     ids = torch.tensor([*rows[-1]["features"], rows[-1]["label"]])
@@ -411,7 +411,7 @@ def test_a_step_of_training_shows_each_guess_and_its_error_before_and_after(tiny
 
 
 def test_learning_from_a_text_longer_than_the_context_is_refused(tiny_gpt2: Path) -> None:
-    done = gptcli("examples", "x" * 80, "-m", tiny_gpt2, "--learn")
+    done = quick("examples", "x" * 80, "-m", tiny_gpt2, "--learn")
     assert done.returncode == 2 and b"--learn shows 65 tokens at most, not 80" in done.stderr
 
 
@@ -425,7 +425,7 @@ def test_examples_fit_the_terminal(tiny_gpt2: Path, width: int, more: tuple[str,
 
 
 def test_scores_are_the_model_s_own_probabilities(tiny_gpt2: Path, tmp_path: Path) -> None:
-    found = json.loads(gptcli("score", "hello the", "-m", tiny_gpt2, "--json").stdout)
+    found = json.loads(quick("score", "hello the", "-m", tiny_gpt2, "--json").stdout)
     checkpoint = load(str(tiny_gpt2))
     ids = [0, *checkpoint.tokenizer.encode("hello the")]
     with torch.no_grad():
@@ -434,11 +434,11 @@ def test_scores_are_the_model_s_own_probabilities(tiny_gpt2: Path, tmp_path: Pat
     assert [t["logprob"] for t in found["token_scores"]] == pytest.approx(expected, rel=1e-5)
     assert found["bits_per_byte"] == pytest.approx(-sum(expected) / math.log(2) / 9, rel=1e-5)
     (tmp_path / "two.txt").write_text("hello<|endoftext|>" + "x" * 200)
-    many = json.loads(gptcli("score", "-f", tmp_path / "two.txt", "--documents", "-m", tiny_gpt2, "--json").stdout)
+    many = json.loads(quick("score", "-f", tmp_path / "two.txt", "--documents", "-m", tiny_gpt2, "--json").stdout)
     assert many["documents"] == 2 and many["bytes"] == 5 + 63 and many["dropped_tokens"] == 200 - 63
-    done = gptcli("score", "hello", "-m", tiny_gpt2, "--fail-above", "0.01")
+    done = quick("score", "hello", "-m", tiny_gpt2, "--fail-above", "0.01")
     assert done.returncode == 6 and b"bits per byte are more than 0.01" in done.stderr
-    assert gptcli("score", "-m", tiny_gpt2).returncode == 2
+    assert quick("score", "-m", tiny_gpt2).returncode == 2
 
 
 def test_published_scores_of_the_stories_models_come_out(stories260k: Path) -> None:

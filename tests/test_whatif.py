@@ -18,11 +18,6 @@ from gptcli.whatif import Edits, Exchange, covering, direct_effect, effect, mean
 
 
 @pytest.fixture
-def ours(kind: Kind, zoo_root: Path) -> Checkpoint:
-    return load(str(built(kind.name, zoo_root)[0]))
-
-
-@pytest.fixture
 def checkpoint(tiny_gpt2: Path) -> Checkpoint:
     return load(str(tiny_gpt2))
 

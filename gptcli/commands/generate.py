@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import secrets
-import shutil
-import sys
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import typer
-
+from gptcli.commands import answers
 from gptcli.commands import options as o
+from gptcli.commands.answering import Run, Times
 from gptcli.commands.editing import Wanted, refuse_mean_alone
+from gptcli.commands.loading import load_chosen
 from gptcli.commands.priming import Priming, show, with_stops
 from gptcli.commands.prompt import read_cases, read_prompt
 from gptcli.errors import UsageError
-from gptcli.render import theme
-from gptcli.render.output import Output, hears, say, tell
-from gptcli.render.safe import one_line
+from gptcli.render.output import Output, say
 from gptcli.sampling import Sampling
-from gptcli.settings import Setting, settle
+from gptcli.settings import settle
 
 if TYPE_CHECKING:
     from gptcli.checkpoint import Checkpoint
-    from gptcli.model import Tape
-    from gptcli.records import Candidate, Prompt, Step
-    from gptcli.records_xray import Strip
 
 NEXT = 4  # other tokens that a strip names
 SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling) if field.name != "logit_bias")
@@ -111,34 +103,15 @@ def generate(
     if show_prompt:
         show(output, priming, text, cases, flags, adapter=adapter, revision=revision, allow=allow_config or (), bos=bos)
         return
-    quiet = early["quiet"].value
-    waiting = hears() and not quiet
-    if waiting:
-        tell("\x1b[2mloading ...\x1b[0m")
-    try:
-        from gptcli.checkpoint import load_layout
-        from gptcli.layout import generation_config, look
-        from gptcli.model_choice import adapter_folder, chosen_model
-
-        extra = None if adapter is None else adapter_folder(adapter)
-        layout = look(chosen_model(early), revision=revision, allow=allow_config or ())
-        settings = settle(flags, layout.generation_config | (generation_config(extra) if extra else {}))
-        checkpoint = load_layout(layout, device=settings["device"].value, dtype=settings["dtype"].value)
-        if extra is not None:
-            from gptcli.lora import apply
-
-            apply(checkpoint, extra)
-    finally:
-        if waiting:
-            tell("\r\x1b[K")
+    checkpoint, settings = load_chosen(flags, adapter=adapter, revision=revision, allow=allow_config or ())
     loaded = time.perf_counter()
-    if not quiet:
+    if not settings["quiet"].value:
         for note in checkpoint.notes:
             say(f"gptcli: note: {note}")
         if text.endswith(" "):
             say("gptcli: note: the prompt ends with a space; most models write it together with the next word")
     wanted.check(checkpoint.config.n_layer, checkpoint.config.n_head)
-    run = _Run(
+    run = Run(
         checkpoint=checkpoint,
         text=text,
         settings=settings,
@@ -150,24 +123,24 @@ def generate(
         wanted=wanted,
         xray=xray,
         bos=bos,
-        times=_Times(started=started, loaded=loaded),
+        times=Times(started=started, loaded=loaded),
     )
     if verbose:
         for name, setting in settings.items():
             say(f"gptcli: {name} = {setting.value!r} ({setting.source})")
-    write = _as_json if as_json else _as_jsonl if as_jsonl else None
+    write = answers.as_json if as_json else answers.as_jsonl if as_jsonl else None
     for each in _runs(run, priming, cases):
         if write:
             write(each, output, logprobs=logprobs is not None)
         elif xray:
-            _as_strips(each, output)
+            answers.as_strips(each, output)
         else:
-            _as_text(each, output, echo=echo, stream=stream, by_probability=logprobs is not None)
+            answers.as_text(each, output, echo=echo, stream=stream, by_probability=logprobs is not None)
             if len(cases) > 1 and not output.is_terminal:
                 output.line()  # an answer a line
 
 
-def _runs(run: _Run, priming: Priming | None, cases: list[str]) -> Iterable[_Run]:
+def _runs(run: Run, priming: Priming | None, cases: list[str]) -> Iterable[Run]:
     """The run itself; with examples one for each case, with the same seed."""
     if priming is None:
         yield run
@@ -179,302 +152,9 @@ def _runs(run: _Run, priming: Priming | None, cases: list[str]) -> Iterable[_Run
             run,
             text=prompt.text,
             settings=with_stops(run.settings, prompt.stops),
-            times=_Times(started=now, loaded=now) if i else run.times,
+            times=Times(started=now, loaded=now) if i else run.times,
             last=i + 1 == len(cases),
         )
-
-
-@dataclasses.dataclass
-class _Times:
-    """Seconds, read off one clock."""
-
-    started: float
-    loaded: float
-    first: float | None = None
-    ended: float = 0.0
-    n_generated: int = 0
-
-
-@dataclasses.dataclass(kw_only=True)
-class _Run:
-    """One call of the command: what to run, and what came of it."""
-
-    checkpoint: Checkpoint
-    text: str
-    settings: dict[str, Setting]
-    sampling: Sampling
-    seed: int
-    top: int
-    bos: bool | None
-    times: _Times
-    wanted: Wanted
-    xray: bool
-    prompt: Prompt | None = None
-    interrupted: bool = False
-    last: bool = True  # of several cases; the seed is said once
-    strips: dict[int, Strip] = dataclasses.field(default_factory=dict)  # by token, of the sample that is running
-
-    def samples(self) -> Iterable[tuple[int, Iterable[Step]]]:
-        """The samples, each a stream of steps; the prompt is computed once for all."""
-        from gptcli.generation import generate, start
-
-        value = {key: setting.value for key, setting in self.settings.items()}
-        n, prompt = value["num_samples"], self.prepared()
-        tape = self._tape(prompt)
-        alone = n == 1 or tape is not None  # a tape sees a text from its start
-        begin = prompt if alone else start(self.checkpoint, prompt, max_tokens=value["max_tokens"])
-        for i in range(n):
-            self.strips = {}
-            steps = generate(
-                self.checkpoint,
-                begin,
-                sampling=self.sampling,
-                max_tokens=value["max_tokens"],
-                seed=self.seed,
-                sample=i,
-                stop=value["stop"],
-                ignore_eos=value["ignore_eos"],
-                top=self.top,
-                overflow=value["overflow"],
-                tape=tape,
-            )
-            yield i, self._timed(self._read(steps, tape))
-
-    def _tape(self, prompt: Prompt) -> Tape | None:
-        """What watches the passes, or changes what passes; None leaves the model alone."""
-        if not self.xray and not self.wanted:
-            return None
-        from gptcli.strips import Strips
-
-        edits = self.wanted.edits(self.checkpoint, prompt) if self.wanted else None
-        return Strips(self.checkpoint.decoder, edits=edits) if self.xray else edits
-
-    def _read(self, steps: Iterable[Step], tape: Tape | None) -> Iterable[Step]:
-        """Each token with its strip, read off the pass that wrote it."""
-        for step in steps:
-            if self.xray:
-                self.strips[step.index] = tape.read(step.id, step.logprob)  # type: ignore[union-attr]
-            yield step
-
-    def prepared(self) -> Prompt:
-        """The prompt's tokens, made to fit."""
-        from gptcli.generation import prepare
-
-        value = {key: setting.value for key, setting in self.settings.items()}
-        if self.prompt is None:
-            self.prompt = prepare(
-                self.checkpoint, self.text, max_tokens=value["max_tokens"], overflow=value["overflow"], bos=self.bos
-            )
-            if self.prompt.n_dropped and not value["quiet"]:
-                n = self.prompt.n_dropped
-                say(f"gptcli: note: the {n} oldest tokens of the prompt were dropped to fit the context")
-        return self.prompt
-
-    def _timed(self, steps: Iterable[Step]) -> Iterable[Step]:
-        for step in steps:
-            now = time.perf_counter()
-            self.times.first = self.times.first or now
-            self.times.ended, self.times.n_generated = now, self.times.n_generated + 1
-            yield step
-
-    def stats(self) -> dict[str, float | int]:
-        """Figures of the whole run; times in seconds, memory in bytes."""
-        t, n_prompt = self.times, len(self.prompt.ids) if self.prompt else 0
-        if t.first is None:
-            return {"load_s": t.loaded - t.started, "prompt_tokens": n_prompt, "generated_tokens": 0}
-        rest, prefill = t.n_generated - 1, t.first - t.loaded
-        return {
-            "load_s": round(t.loaded - t.started, 4),
-            "first_token_s": round(t.first - t.started, 4),
-            "prompt_tokens": n_prompt,
-            "prefill_tokens_per_s": round(n_prompt / prefill, 2) if prefill > 0 else 0.0,
-            "generated_tokens": t.n_generated,
-            "decode_tokens_per_s": round(rest / (t.ended - t.first), 2) if rest and t.ended > t.first else 0.0,
-            "peak_memory_bytes": _peak_memory(),
-        }
-
-    def close(self, *, newline: bool = False) -> None:
-        """What is said on standard error when all is done; a Ctrl-C ends with its exit code."""
-        value = {key: setting.value for key, setting in self.settings.items()}
-        if newline:
-            tell("\n")
-        if self.last and not value["quiet"] and not self.sampling.greedy and value["seed"] is None:
-            from gptcli.render.stream import seeds
-
-            say(f"gptcli: {seeds(self.seed, value['num_samples'])}")
-        if value["stats"]:
-            say("gptcli: " + _stats_line(self.stats()))
-        if self.interrupted:
-            raise typer.Exit(130)
-
-
-def _as_text(run: _Run, output: Output, *, echo: bool, stream: bool, by_probability: bool) -> None:
-    from gptcli.render.stream import TextView, finish_note, legend
-
-    choice = run.settings["color"].value
-    coloured = theme.wants_colour(
-        "always" if choice == "prob" and output.is_terminal else choice, terminal=output.is_terminal
-    )
-    if choice == "prob" and not output.is_terminal:
-        coloured = True  # asked for by name, so it is wanted in a pipe too, for less -R
-    look = "plain" if not coloured else "prob" if by_probability or choice == "prob" else "article"
-    view = TextView(output, look=look, echo=echo or (coloured and output.is_terminal))  # type: ignore[arg-type]
-    many = run.settings["num_samples"].value > 1
-    steps = list[Any]()
-    try:
-        for i, sample in run.samples():
-            if many and i:
-                output.write("" if output.at_line_start else "\n")
-            steps.clear()
-            if stream:
-                view.begin(run.prepared())
-            for step in sample:
-                steps.append(step)
-                if stream:
-                    view.step(step)
-                if step.n_dropped and not run.settings["quiet"].value:
-                    say(f"gptcli: note: the context was full; its {step.n_dropped} oldest tokens were dropped")
-            if not stream:
-                view.begin(run.prepared())
-                for step in steps:
-                    view.step(step)
-            view.end()
-            note = finish_note(steps, run.checkpoint.config.n_ctx)
-            if note and not run.settings["quiet"].value:
-                say(f"gptcli: note: {note}")
-    except KeyboardInterrupt:
-        run.interrupted = True
-        if not stream:
-            view.begin(run.prepared())
-            for step in steps:
-                view.step(step)
-        view.end()
-    if look == "prob" and hears() and not run.settings["quiet"].value:
-        tell(legend())
-    run.close()
-
-
-def _as_strips(run: _Run, output: Output) -> None:
-    """One line for each token: the token, a cell for each layer, where it was decided, what else it could have been."""
-    from gptcli.render.strip import StripView
-
-    coloured = theme.wants_colour(run.settings["color"].value, terminal=output.is_terminal)
-    config, tokenizer = run.checkpoint.config, run.checkpoint.tokenizer
-    width = shutil.get_terminal_size((100, 24)).columns
-    view = StripView(output, n_layer=config.n_layer, colour=coloured, width=width)
-    try:
-        for _, sample in run.samples():
-            view.begin(run.prepared())
-            for step in sample:
-                view.step(step, run.strips[step.index], tokenizer.piece(step.id) or "")
-            view.end(_checked(run))
-    except KeyboardInterrupt:
-        run.interrupted = True
-    run.close()
-
-
-def _checked(run: _Run) -> list[str]:
-    """What the strips' self-check says beside its number."""
-    from gptcli.render.check import sizes
-
-    checkpoint, first = run.checkpoint, run.prepared().ids[0]
-    start = first in (checkpoint.tokenizer.bos_id, checkpoint.start_id)
-    parts = [f"without {', '.join(run.wanted.words)}"] if run.wanted else []
-    parts.append(f"{str(checkpoint.dtype).removeprefix('torch.')} {checkpoint.device}, read in float32")
-    parts.append(f"start token {checkpoint.tokenizer.piece(first)}" if start else "no start token")
-    return [one_line(part) for part in [*parts, sizes(checkpoint.tokenizer.size, checkpoint.config.n_vocab)]]
-
-
-def _as_json(run: _Run, output: Output, *, logprobs: bool) -> None:
-    samples = []
-    try:
-        for i, sample in run.samples():
-            steps, strips = list[Any](), run.strips
-            samples.append((i, steps, strips))
-            for step in sample:
-                steps.append(step)
-    except KeyboardInterrupt:
-        run.interrupted = True
-    prompt = run.prepared()
-    answer = {
-        "model": run.checkpoint.name,
-        "prompt": {"text": prompt.text, "ids": list(prompt.ids), "dropped": prompt.n_dropped},
-        "samples": [_sample_json(run, i, steps, strips, logprobs=logprobs) for i, steps, strips in samples],
-        "settings": _settings_json(run),
-        "stats": run.stats(),
-    }
-    output.line(_dumps(answer))
-    run.close()
-
-
-def _as_jsonl(run: _Run, output: Output, *, logprobs: bool) -> None:
-    prompt = run.prepared()
-    ids = list(prompt.ids)
-    start = {
-        "type": "prompt",
-        "model": run.checkpoint.name,
-        "text": prompt.text,
-        "ids": ids,
-        "dropped": prompt.n_dropped,
-    }
-    output.line(_dumps(start | {"settings": _settings_json(run)}))
-    try:
-        for i, sample in run.samples():
-            steps = list[Any]()
-            for step in sample:
-                steps.append(step)
-                output.line(
-                    _dumps(
-                        {
-                            "type": "token",
-                            "sample": i,
-                            **_step_json(step, run.strips.get(step.index), top=logprobs),
-                            "released": step.text,
-                        }
-                    )
-                )
-            output.line(_dumps({"type": "done", **_sample_json(run, i, steps, {}, logprobs=False)}))
-    except KeyboardInterrupt:
-        run.interrupted = True
-    output.line(_dumps({"type": "stats", **run.stats()}))
-    run.close()
-
-
-def _sample_json(run: _Run, i: int, steps: list[Step], strips: dict[int, Strip], *, logprobs: bool) -> dict[str, Any]:
-    sample = {
-        "sample": i,
-        "seed": run.seed + i,
-        "text": "".join(step.text for step in steps),
-        "ids": [step.id for step in steps],
-        "finish": steps[-1].finish if steps else None,
-    }
-    if not logprobs and not strips:
-        return sample
-    return sample | {"tokens": [_step_json(step, strips.get(step.index), top=logprobs) for step in steps]}
-
-
-def _step_json(step: Step, strip: Strip | None, *, top: bool) -> dict[str, Any]:
-    token = _token_json(step) | {"index": step.index, "p": step.p, "kept": step.n_kept, "draw": step.draw}
-    if strip is not None:
-        token["xray"] = {"decided": strip.decided, **dataclasses.asdict(strip)}
-    return token | {"top": [_token_json(candidate) for candidate in step.top]} if top else token
-
-
-def _token_json(token: Step | Candidate) -> dict[str, Any]:
-    """A token as OpenAI's API has it: text for reading, bytes for certainty, natural logarithm of its probability."""
-    text = token.raw.decode("utf-8", "replace")
-    return {"id": token.id, "text": text, "bytes": list(token.raw), "logprob": token.logprob}
-
-
-def _settings_json(run: _Run) -> dict[str, Any]:
-    used = {k: s for k, s in run.settings.items() if k not in ("model", "color", "quiet", "stats", "seed")}
-    values = {key: setting.value for key, setting in used.items()} | {"seed": run.seed}
-    values |= {"device": str(run.checkpoint.device), "dtype": str(run.checkpoint.dtype).removeprefix("torch.")}
-    return values | {"logit_bias": [[i, None if math.isinf(b) else b] for i, b in run.sampling.logit_bias]}
-
-
-def _dumps(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _biases(checkpoint: Checkpoint, texts: Iterable[str]) -> tuple[tuple[int, float], ...]:
@@ -500,27 +180,3 @@ def _biases(checkpoint: Checkpoint, texts: Iterable[str]) -> tuple[tuple[int, fl
             token = found
         biases.append((token, bias))
     return tuple(biases)
-
-
-def _stats_line(stats: dict[str, float | int]) -> str:
-    from gptcli.memory import human
-
-    parts = [f"loaded in {stats['load_s']:.2f} s"]
-    if "first_token_s" in stats:
-        parts += [
-            f"first token after {stats['first_token_s']:.2f} s",
-            f"prompt {stats['prompt_tokens']} tokens, {stats['prefill_tokens_per_s']:.3g}/s",
-            f"answer {stats['generated_tokens']} tokens, {stats['decode_tokens_per_s']:.3g}/s",
-            f"peak memory {human(int(stats['peak_memory_bytes']))}",
-        ]
-    return " | ".join(parts)
-
-
-def _peak_memory() -> int:
-    """Most that this process ever held, in bytes; 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gptcli.commands.loading import look_chosen
 from gptcli.errors import UsageError
 from gptcli.priming import FORMATS, Primed, primed, read_examples
 from gptcli.records import Prompt
@@ -80,14 +81,9 @@ def show(
     bos: bool | None,
 ) -> None:
     """Every prompt as the model would be given it, made to fit its context; the weights are not read."""
-    from gptcli.layout import generation_config, look
-    from gptcli.model_choice import adapter_folder, chosen_model
-    from gptcli.settings import settle
     from gptcli.tokens import Tokenizer
 
-    layout = look(chosen_model(settle(flags)), revision=revision, allow=allow)
-    wishes = generation_config(adapter_folder(adapter)) if adapter else {}
-    settings = settle(flags, layout.generation_config | wishes)
+    layout, settings = look_chosen(flags, adapter=adapter, revision=revision, allow=allow)
     prompts = [text]
     if priming:
         tokenizer = Tokenizer.from_folder(layout.source.folder, n_vocab=layout.config.n_vocab)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.commands import options as o
+from gptcli.commands.loading import load_chosen
 from gptcli.commands.prompt import read_prompt
 from gptcli.errors import CheckFailed, UsageError
 from gptcli.render import theme
 from gptcli.render.output import Output
-from gptcli.settings import settle
 
 if TYPE_CHECKING:
     from gptcli.records import Scored
@@ -41,22 +41,15 @@ def score(
 
     A text is scored from its first token on, behind the model's start token; what is past the context is left out.
     """
-    settings = settle({"model": model, "color": color, "device": device, "dtype": dtype})
     output = Output()
     whole = read_prompt(text, None, file)
     if not whole:
         raise UsageError("there is no text to score", hint="gptcli score TEXT, or -f FILE, or a pipe")
-    from gptcli.checkpoint import load
     from gptcli.corpus import END
-    from gptcli.lora import apply
-    from gptcli.model_choice import adapter_folder, chosen_model
     from gptcli.score import score as scores
 
-    checkpoint = load(
-        chosen_model(settings), revision=revision, device=settings["device"].value, dtype=settings["dtype"].value
-    )
-    if adapter is not None:
-        apply(checkpoint, adapter_folder(adapter))
+    flags = {"model": model, "color": color, "device": device, "dtype": dtype}
+    checkpoint, settings = load_chosen(flags, adapter=adapter, revision=revision)
     texts = [part.strip() for part in whole.split(END) if part.strip()] if documents else [whole]
     found = list(scores(checkpoint, texts[-last:] if last else texts))
     figures = _figures(found)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.commands import options as o
+from gptcli.commands.loading import load_chosen
 from gptcli.errors import UsageError
 from gptcli.render import theme
-from gptcli.render.output import Output, hears, tell
+from gptcli.render.output import Output
 from gptcli.settings import settle
 
 if TYPE_CHECKING:
@@ -55,25 +56,14 @@ def tour(
     """
     from gptcli.tour.texts import texts
 
-    settings = settle({"model": model, "color": color, "device": device, "dtype": dtype})
+    flags = {"model": model, "color": color, "device": device, "dtype": dtype}
     words, chosen = texts(lang), _chosen(page)
     output = Output()
-    coloured = not plain and theme.wants_colour(settings["color"].value, terminal=output.is_terminal)
-    waiting = hears()
-    if waiting:
-        tell("\x1b[2mloading ...\x1b[0m")
-    try:
-        from gptcli.checkpoint import load
-        from gptcli.model_choice import chosen_model
-        from gptcli.tour.guide import Guide
+    coloured = not plain and theme.wants_colour(settle(flags)["color"].value, terminal=output.is_terminal)
+    checkpoint, settings = load_chosen(flags, revision=revision)
+    from gptcli.tour.guide import Guide
 
-        named = settings["model"].value
-        checkpoint = load(
-            chosen_model(settings), revision=revision, device=settings["device"].value, dtype=settings["dtype"].value
-        )
-    finally:
-        if waiting:
-            tell("\r\x1b[K")
+    named = settings["model"].value
     guide = Guide(checkpoint, name=None if named is None else str(named))
     by_keys = output.is_terminal and sys.stdin is not None and sys.stdin.isatty() and not plain and page is None
     if by_keys and os.environ.get("TERM") != "dumb":

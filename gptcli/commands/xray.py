@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,24 +11,22 @@ import typer
 
 from gptcli.commands import options as o
 from gptcli.commands.editing import Wanted, refuse_mean_alone
+from gptcli.commands.loading import load_chosen
 from gptcli.commands.prompt import read_prompt
+from gptcli.commands.views import FORMATS, Show
 from gptcli.errors import UsageError
-from gptcli.places import check_place, check_position, read_place
-from gptcli.render import theme
-from gptcli.render.output import Output, hears, tell
+from gptcli.places import check_place, read_place
+from gptcli.render.output import Output
 from gptcli.sampling import Sampling
-from gptcli.settings import Setting, settle
+from gptcli.settings import settle
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from gptcli.checkpoint import Checkpoint
     from gptcli.records import Prompt
     from gptcli.records_xray import Scan
     from gptcli.scan import Run
 
 VIEW, IF = "What to show", "What if"
-FORMATS = ("text", "json", "ndjson", "svg", "html")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
@@ -136,7 +132,7 @@ def xray(
     views = views or (["track"] if token is not None else ["grid"])
     settings = settle(flags)
     output = Output()
-    show = _Show(
+    show = Show(
         output=output, form=form, width=width, color=settings["color"].value, views=tuple(views), token=token, at=at,
         every=every, alone=alone, sub=sub, head=(one_head.layer, one_head.head) if one_head else None,
     )  # fmt: skip
@@ -153,7 +149,7 @@ def xray(
         show.scan(load_trace(prompt))
         return
     text = read_prompt(prompt, None, file)
-    checkpoint, settings = _loaded(settings, flags, adapter, revision, allow_config)
+    checkpoint, settings = load_chosen(flags, adapter=adapter, revision=revision, allow=allow_config or ())
     wanted.check(checkpoint.config.n_layer, checkpoint.config.n_head)
     if one_head:
         check_place(one_head, n_layer=checkpoint.config.n_layer, n_head=checkpoint.config.n_head)
@@ -176,35 +172,6 @@ def xray(
     show.scan(found)
 
 
-def _loaded(
-    settings: dict[str, Setting],
-    flags: dict[str, Any],
-    adapter: str | None,
-    revision: str | None,
-    allow_config: list[str] | None,
-) -> tuple[Checkpoint, dict[str, Setting]]:
-    """The checkpoint, and the settings with what its makers chose."""
-    if hears():
-        tell("\x1b[2mloading ...\x1b[0m")
-    try:
-        from gptcli.checkpoint import load_layout
-        from gptcli.layout import look
-        from gptcli.model_choice import adapter_folder, chosen_model
-
-        extra = None if adapter is None else adapter_folder(adapter)
-        layout = look(chosen_model(settings), revision=revision, allow=allow_config or ())
-        settings = settle(flags, layout.generation_config)
-        checkpoint = load_layout(layout, device=settings["device"].value, dtype=settings["dtype"].value)
-        if extra is not None:
-            from gptcli.lora import apply
-
-            apply(checkpoint, extra)
-    finally:
-        if hears():
-            tell("\r\x1b[K")
-    return checkpoint, settings
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Job:
     """What is to be computed for one call."""
@@ -218,7 +185,7 @@ class _Job:
     wanted: Wanted
     sweep: Literal["heads", "mlps"] | None
     mean: bool
-    show: _Show
+    show: Show
     keep: bool
 
     def scan(self) -> Scan:
@@ -320,111 +287,3 @@ def _ids(record: Any) -> set[int]:
         value = getattr(record, name, ())
         ids |= set(value) if isinstance(value, tuple) else {int(x) for row in value.rows() for x in row}
     return ids | {option.id for option in getattr(record, "options", ())}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Show:
-    """Which views, and how they leave the program."""
-
-    output: Output
-    form: str
-    width: int | None
-    color: str
-    views: tuple[str, ...]
-    token: int | None
-    at: int | None
-    every: int | None
-    alone: bool
-    sub: bool
-    head: tuple[int, int] | None
-
-    def position(self, n: int, n_prompt: int) -> int:
-        """The token meant: the last of the prompt unless --token says. Raises UsageError, with the range."""
-        if self.at is not None:
-            check_position(self.at, n, option="--at")
-        return n_prompt - 1 if self.token is None else check_position(self.token, n, option="--token")
-
-    def scan(self, scan: Scan) -> None:
-        """Writes all views to standard output."""
-        position = self.position(scan.n_positions, scan.n_prompt)
-        if self.form in ("json", "ndjson"):
-            from gptcli.xray_json import lines, whole
-
-            extra = tuple(v for v in self.views if v not in ("grid", "track"))
-            for frame in [whole(scan, extra)] if self.form == "json" else lines(scan, extra):
-                self.output.line(json.dumps(frame, ensure_ascii=False, allow_nan=False))
-            return
-        colour = self.form in ("svg", "html") or theme.wants_colour(self.color, terminal=self.output.is_terminal)
-        self._write([self._view(scan, name, position, colour=colour) for name in self.views], colour=colour)
-
-    def difference(self, first: str, second: str) -> None:
-        """Compares two traces. Raises UsageError for traces of different models."""
-        from gptcli.render.versus import draw
-        from gptcli.trace_file import load
-
-        a, b = load(first), load(second)
-        if a.fingerprint != b.fingerprint:
-            raise UsageError(
-                f"{first} is of {a.model} and {second} of {b.model}: traces of different models are not compared",
-                hint="make both with one model; its weights, dtype, prompt or edits may differ",
-            )
-        colour = self.form in ("svg", "html") or theme.wants_colour(self.color, terminal=self.output.is_terminal)
-        self._write([draw(a, b, (first, second), colour=colour)], colour=colour)
-
-    def _write(self, views: list[RenderableType], *, colour: bool) -> None:
-        from rich.console import Group
-        from rich.text import Text
-
-        parts: list[RenderableType] = []
-        for i, drawn in enumerate(views):
-            parts += [Text(), drawn] if i else [drawn]
-        if self.form in ("svg", "html"):
-            self.output.write(theme.exported(Group(*parts), form=self.form, width=self.width or 110))
-        else:
-            self.output.write(theme.drawn(Group(*parts), colour=colour, width=self.width))
-
-    def _view(self, scan: Scan, name: str, position: int, *, colour: bool) -> RenderableType:
-        rows, light = self._most_rows(scan.n_layer), theme.light_background() and self.form == "text"
-        cursor = self.at if self.at is None else self.at % scan.n_positions
-        if name == "grid":  # each view is imported by itself: a replay is to start at once
-            from gptcli.render import grid
-
-            return grid.draw(scan, colour=colour, cursor=cursor, most_rows=rows, between=self.sub, light=light)
-        if name == "track":
-            from gptcli.render import track
-
-            return track.draw(scan, position, colour=colour, light=light)
-        if name == "ledger":
-            from gptcli.render import ledger
-
-            return ledger.draw(scan, position, alone=self.alone, colour=colour)
-        if name == "norms":
-            from gptcli.render import lengths
-
-            return lengths.draw(scan, position, colour=colour, cursor=cursor, most_rows=rows)
-        kept = getattr(scan, name)
-        if kept is None:
-            flag = {"draw": "--sampling", "mosaic": "--sweep", "what_if": "--ablate"}.get(name, f"--{name}")
-            hint = f"make it again with {flag} --save FILE"
-            raise UsageError(f"this trace does not hold what {flag} shows", hint=hint)
-        if name in ("attention", "roles"):
-            from gptcli.render import heads
-
-            if name == "roles":
-                return heads.draw_roles(scan, kept, colour=colour)
-            if self.head is not None:
-                place = read_place(f"L{self.head[0]}H{self.head[1]}")
-                check_place(place, n_layer=scan.n_layer, n_head=scan.n_head)
-            return heads.draw(scan, position, head=self.head, colour=colour, most_rows=rows)
-        from gptcli.render import changes
-
-        if name == "occlusion":
-            return changes.draw_occlusion(scan, kept, colour=colour)
-        if name == "draw":
-            return changes.draw_draw(scan, kept, colour=colour)
-        return (changes.draw_mosaic if name == "mosaic" else changes.draw_what_if)(scan, kept, colour=colour)
-
-    def _most_rows(self, n_layer: int) -> int:
-        if self.every is not None:
-            return 2 + (n_layer - 1) // self.every
-        return max(8, shutil.get_terminal_size().lines - 11) if self.output.is_terminal and self.form == "text" else 42

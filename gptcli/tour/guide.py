@@ -8,6 +8,7 @@ for key in KEYS:
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import shlex
 import time
@@ -19,6 +20,7 @@ import torch
 
 from gptcli.checkpoint import Checkpoint
 from gptcli.compare import difference
+from gptcli.folder import SHIPPED
 from gptcli.generation import generate, prepare
 from gptcli.model import visible
 from gptcli.params import Account, Subject, account
@@ -63,7 +65,7 @@ class Guide:
     def __init__(self, checkpoint: Checkpoint, *, name: str | None = None) -> None:
         self.checkpoint, self.config = checkpoint, checkpoint.config
         self._option = f" -m {shlex.quote(name)}" if name else ""
-        self._name = name or "weights"
+        self._name = name or SHIPPED
         self._kept: dict[str, Page] = {}
 
     def page(self, key: str) -> Page:
@@ -109,7 +111,7 @@ class Guide:
     def _copy(self) -> Checkpoint:
         """A checkpoint that may be changed, in float32."""
         decoder = copy.deepcopy(self.checkpoint.decoder).float()
-        return Checkpoint(**{**vars(self.checkpoint), "decoder": decoder.requires_grad_(True)})
+        return dataclasses.replace(self.checkpoint, decoder=decoder.requires_grad_(True))
 
     # --- the pages ---------------------------------------------------------------------------------------------------
 
@@ -272,9 +274,8 @@ class Guide:
             "n_changed": number(sum(m.n_changed for m in found.moved)),
             "n_params": number(found.n_params),
         }
-        command = f"gptcli finetune {shlex.quote(self._name)} law.txt --steps {N_STEPS} --out tuned && gptcli diff " + (
-            f"{shlex.quote(self._name)} tuned"
-        )
+        model = shlex.quote(self._name)
+        command = f'echo "{LAW}" | gptcli finetune {model} - --steps {N_STEPS} --out tuned && gptcli diff {model} tuned'
         return facts, Change(found=found), command
 
 

@@ -1,0 +1,187 @@
+"""The answer of generate as it leaves the program: text as it comes, strips, one JSON object, or one a token."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from gptcli.commands.answering import Run
+from gptcli.render import theme
+from gptcli.render.output import Output, hears, say, tell
+from gptcli.render.safe import one_line
+
+if TYPE_CHECKING:
+    from gptcli.records import Candidate, Step
+    from gptcli.records_xray import Strip
+
+
+def as_text(run: Run, output: Output, *, echo: bool, stream: bool, by_probability: bool) -> None:
+    from gptcli.render.stream import TextView, finish_note, legend
+
+    choice = run.settings["color"].value
+    coloured = theme.wants_colour(
+        "always" if choice == "prob" and output.is_terminal else choice, terminal=output.is_terminal
+    )
+    if choice == "prob" and not output.is_terminal:
+        coloured = True  # asked for by name, so it is wanted in a pipe too, for less -R
+    look = "plain" if not coloured else "prob" if by_probability or choice == "prob" else "article"
+    view = TextView(output, look=look, echo=echo or (coloured and output.is_terminal))  # type: ignore[arg-type]
+    many = run.settings["num_samples"].value > 1
+    steps = list[Any]()
+    try:
+        for i, sample in run.samples():
+            if many and i:
+                output.write("" if output.at_line_start else "\n")
+            steps.clear()
+            if stream:
+                view.begin(run.prepared())
+            for step in sample:
+                steps.append(step)
+                if stream:
+                    view.step(step)
+                if step.n_dropped and not run.settings["quiet"].value:
+                    say(f"gptcli: note: the context was full; its {step.n_dropped} oldest tokens were dropped")
+            if not stream:
+                view.begin(run.prepared())
+                for step in steps:
+                    view.step(step)
+            view.end()
+            note = finish_note(steps, run.checkpoint.config.n_ctx)
+            if note and not run.settings["quiet"].value:
+                say(f"gptcli: note: {note}")
+    except KeyboardInterrupt:
+        run.interrupted = True
+        if not stream:
+            view.begin(run.prepared())
+            for step in steps:
+                view.step(step)
+        view.end()
+    if look == "prob" and hears() and not run.settings["quiet"].value:
+        tell(legend())
+    run.close()
+
+
+def as_strips(run: Run, output: Output) -> None:
+    """One line for each token: the token, a cell for each layer, where it was decided, what else it could have been."""
+    from gptcli.render.strip import StripView
+
+    coloured = theme.wants_colour(run.settings["color"].value, terminal=output.is_terminal)
+    config, tokenizer = run.checkpoint.config, run.checkpoint.tokenizer
+    width = shutil.get_terminal_size((100, 24)).columns
+    view = StripView(output, n_layer=config.n_layer, colour=coloured, width=width)
+    try:
+        for _, sample in run.samples():
+            view.begin(run.prepared())
+            for step in sample:
+                view.step(step, run.strips[step.index], tokenizer.piece(step.id) or "")
+            view.end(_checked(run))
+    except KeyboardInterrupt:
+        run.interrupted = True
+    run.close()
+
+
+def _checked(run: Run) -> list[str]:
+    """What the strips' self-check says beside its number."""
+    from gptcli.render.check import sizes
+
+    checkpoint, first = run.checkpoint, run.prepared().ids[0]
+    start = first in (checkpoint.tokenizer.bos_id, checkpoint.start_id)
+    parts = [f"without {', '.join(run.wanted.words)}"] if run.wanted else []
+    parts.append(f"{str(checkpoint.dtype).removeprefix('torch.')} {checkpoint.device}, read in float32")
+    parts.append(f"start token {checkpoint.tokenizer.piece(first)}" if start else "no start token")
+    return [one_line(part) for part in [*parts, sizes(checkpoint.tokenizer.size, checkpoint.config.n_vocab)]]
+
+
+def as_json(run: Run, output: Output, *, logprobs: bool) -> None:
+    samples = []
+    try:
+        for i, sample in run.samples():
+            steps, strips = list[Any](), run.strips
+            samples.append((i, steps, strips))
+            for step in sample:
+                steps.append(step)
+    except KeyboardInterrupt:
+        run.interrupted = True
+    prompt = run.prepared()
+    answer = {
+        "model": run.checkpoint.name,
+        "prompt": {"text": prompt.text, "ids": list(prompt.ids), "dropped": prompt.n_dropped},
+        "samples": [_sample_json(run, i, steps, strips, logprobs=logprobs) for i, steps, strips in samples],
+        "settings": _settings_json(run),
+        "stats": run.stats(),
+    }
+    output.line(_dumps(answer))
+    run.close()
+
+
+def as_jsonl(run: Run, output: Output, *, logprobs: bool) -> None:
+    prompt = run.prepared()
+    ids = list(prompt.ids)
+    start = {
+        "type": "prompt",
+        "model": run.checkpoint.name,
+        "text": prompt.text,
+        "ids": ids,
+        "dropped": prompt.n_dropped,
+    }
+    output.line(_dumps(start | {"settings": _settings_json(run)}))
+    try:
+        for i, sample in run.samples():
+            steps = list[Any]()
+            for step in sample:
+                steps.append(step)
+                output.line(
+                    _dumps(
+                        {
+                            "type": "token",
+                            "sample": i,
+                            **_step_json(step, run.strips.get(step.index), top=logprobs),
+                            "released": step.text,
+                        }
+                    )
+                )
+            output.line(_dumps({"type": "done", **_sample_json(run, i, steps, {}, logprobs=False)}))
+    except KeyboardInterrupt:
+        run.interrupted = True
+    output.line(_dumps({"type": "stats", **run.stats()}))
+    run.close()
+
+
+def _sample_json(run: Run, i: int, steps: list[Step], strips: dict[int, Strip], *, logprobs: bool) -> dict[str, Any]:
+    sample = {
+        "sample": i,
+        "seed": run.seed + i,
+        "text": "".join(step.text for step in steps),
+        "ids": [step.id for step in steps],
+        "finish": steps[-1].finish if steps else None,
+    }
+    if not logprobs and not strips:
+        return sample
+    return sample | {"tokens": [_step_json(step, strips.get(step.index), top=logprobs) for step in steps]}
+
+
+def _step_json(step: Step, strip: Strip | None, *, top: bool) -> dict[str, Any]:
+    token = _token_json(step) | {"index": step.index, "p": step.p, "kept": step.n_kept, "draw": step.draw}
+    if strip is not None:
+        token["xray"] = {"decided": strip.decided, **dataclasses.asdict(strip)}
+    return token | {"top": [_token_json(candidate) for candidate in step.top]} if top else token
+
+
+def _token_json(token: Step | Candidate) -> dict[str, Any]:
+    """A token as OpenAI's API has it: text for reading, bytes for certainty, natural logarithm of its probability."""
+    text = token.raw.decode("utf-8", "replace")
+    return {"id": token.id, "text": text, "bytes": list(token.raw), "logprob": token.logprob}
+
+
+def _settings_json(run: Run) -> dict[str, Any]:
+    used = {k: s for k, s in run.settings.items() if k not in ("model", "color", "quiet", "stats", "seed")}
+    values = {key: setting.value for key, setting in used.items()} | {"seed": run.seed}
+    values |= {"device": str(run.checkpoint.device), "dtype": str(run.checkpoint.dtype).removeprefix("torch.")}
+    return values | {"logit_bias": [[i, None if math.isinf(b) else b] for i, b in run.sampling.logit_bias]}
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,48 @@
+"""The model that a command runs, with its adapter, and the settings in force with what their makers chose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gptcli.render.output import hears, tell
+from gptcli.settings import Setting, settle
+
+if TYPE_CHECKING:
+    from gptcli.checkpoint import Checkpoint
+    from gptcli.layout import Layout
+
+
+def look_chosen(
+    flags: Mapping[str, Any], *, adapter: str | None = None, revision: str | None = None, allow: Sequence[str] = ()
+) -> tuple[Layout, dict[str, Setting]]:
+    """What is there, without its weights. flags: of OPTIONS. Raises NotFound and its like."""
+    from gptcli.layout import generation_config, look
+    from gptcli.model_choice import adapter_folder, chosen_model
+
+    layout = look(chosen_model(settle(flags)), revision=revision, allow=allow)
+    wishes = generation_config(adapter_folder(adapter)) if adapter is not None else {}
+    return layout, settle(flags, layout.generation_config | wishes)
+
+
+def load_chosen(
+    flags: Mapping[str, Any], *, adapter: str | None = None, revision: str | None = None, allow: Sequence[str] = ()
+) -> tuple[Checkpoint, dict[str, Setting]]:
+    """The checkpoint; a person who waits is told so."""
+    waiting = hears() and not settle(flags)["quiet"].value
+    if waiting:
+        tell("\x1b[2mloading ...\x1b[0m")
+    try:
+        from gptcli.checkpoint import load_layout
+
+        layout, settings = look_chosen(flags, adapter=adapter, revision=revision, allow=allow)
+        checkpoint = load_layout(layout, device=settings["device"].value, dtype=settings["dtype"].value)
+        if adapter is not None:
+            from gptcli.lora import apply
+            from gptcli.model_choice import adapter_folder
+
+            apply(checkpoint, adapter_folder(adapter))
+    finally:
+        if waiting:
+            tell("\r\x1b[K")
+    return checkpoint, settings
