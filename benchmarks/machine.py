@@ -19,12 +19,12 @@ class Machine:
     def __str__(self) -> str:
         return (
             f"machine: {self.threads} threads, reads {self.read_bytes_per_s / 1e9:.1f} GB/s, multiplies "
-            f"{self.float32_flops / 1e12:.2f} TFLOP/s in float32, {self.bfloat16_flops / 1e12:.2f} in bfloat16"
+            f"{self.float32_flops / 1e12:.2g} TFLOP/s in float32, {self.bfloat16_flops / 1e12:.2g} in bfloat16"
         )
 
 
 def measure() -> Machine:
-    """Takes about two seconds."""
+    """Takes some seconds; more where bfloat16 is not native."""
     import torch
 
     large = torch.ones(1 << 27)  # 512 MB
@@ -42,11 +42,11 @@ def measure() -> Machine:
 
 
 def best(work: Callable[[], object], runs: int = 7) -> float:
-    """Seconds of the fastest of several runs, after one to warm up."""
-    work()
-    times = []
-    for _ in range(runs):
-        began = time.perf_counter()
+    """Seconds of the fastest of several runs; no more begin once two seconds are gone."""
+    began = time.perf_counter()
+    times = list[float]()
+    while len(times) <= runs and (not times or time.perf_counter() - began < 2):
+        start = time.perf_counter()
         work()
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return min(times)

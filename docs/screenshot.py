@@ -33,7 +33,7 @@ SHOTS = {
     "learn.svg": [
         'gptcli examples "Second law of robotics: A robot must obey the orders given it by human beings"',
         'gptcli generate --adapter react "a red button that says stop"',
-        "gptcli diff weights merged",
+        "gptcli diff shipped merged",
     ],
     "track.svg": ['gptcli xray "a robot must obey the orders given it" --token -1'],
     "xray.svg": ['gptcli xray "There was a robot. He must obey the" -n 5'],
@@ -108,8 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "stories.txt").symlink_to(asked.stories.resolve())
-        (folder / "weights").symlink_to(HERE.parent / "weights")
-        merge = ["merge", "weights", "weights/react", "--out", "merged"]
+        merge = ["merge", "shipped", "react", "--out", "merged"]
         subprocess.run([sys.executable, "-m", "gptcli", *merge], cwd=folder, check=True)
         for name in asked.names:
             (HERE / name).parent.mkdir(exist_ok=True)
