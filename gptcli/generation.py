@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gptcli.cache import Cache
 from gptcli.checkpoint import Checkpoint
+from gptcli.compiled import Pass
 from gptcli.errors import GptcliError, UsageError
 from gptcli.memory import check_fits
 from gptcli.model import Tape
@@ -114,6 +115,7 @@ def generate(
     shared = isinstance(prompt, Start)
     begin = prompt if isinstance(prompt, Start) else start(checkpoint, prompt, max_tokens=max_tokens, tape=tape)
     cache, logits = begin.cache.copy() if shared else begin.cache, begin.logits
+    fast = checkpoint.one_token() if tape is None else None
     strip = checkpoint.tokenizer.leading_space and not begin.prompt.text
     stream = TextStream(stops=stop, strip_leading_space=strip)
     ids, index, n_dropped = list(begin.prompt.ids), 0, 0
@@ -123,7 +125,7 @@ def generate(
             if len(ids) > cache.capacity:
                 ids, n_dropped = _slid(checkpoint, ids, cache.capacity)
                 cache.clear()
-            logits = _next_logits(checkpoint, ids, cache, tape)
+            logits = _next_logits(checkpoint, ids, cache, tape, fast)
         choice = choose(logits, sampling, context=ids, generated=generated, uniform=uniform, size=checkpoint.n_tokens)
         ids.append(choice.id)
         generated.append(choice.id)
@@ -186,14 +188,20 @@ def _slid(checkpoint: Checkpoint, ids: list[int], n_ctx: int) -> tuple[list[int]
 
 
 @torch.inference_mode()
-def _next_logits(checkpoint: Checkpoint, ids: Sequence[int], cache: Cache, tape: Tape | None) -> Tensor:
+def _next_logits(
+    checkpoint: Checkpoint, ids: Sequence[int], cache: Cache, tape: Tape | None, fast: Pass | None = None
+) -> Tensor:
     """Scores after the last of `ids`, of which the cache has seen the first. [V], float32, on the CPU, all finite."""
-    tokens = torch.tensor([list(ids)], device=checkpoint.device)
     if cache.outgrown(len(ids)):  # exact, as if never cached; dynamic rotary scaling pays it at every token
         cache.clear()
-    x = checkpoint.decoder.stream(tokens[:, cache.n_seen :], cache, tape)
-    logits = checkpoint.decoder.readout(x[:, -1:])[0, -1].to("cpu", torch.float32)
+    if fast and 0 < cache.n_seen == len(ids) - 1:
+        logits = fast(ids[-1], cache)
+    else:
+        tokens = torch.tensor([ids[cache.n_seen :]], device=checkpoint.device)
+        x = checkpoint.decoder.stream(tokens, cache, tape)
+        logits = checkpoint.decoder.readout(x[:, -1:])[0, -1].to("cpu", torch.float32)
     if not bool(logits.isfinite().all()):
+        tokens = torch.tensor([list(ids)], device=checkpoint.device)
         raise GptcliError(
             f"the scores after token {cache.n_seen} are not numbers: {_culprit(checkpoint, tokens)}",
             hint="the weights are damaged, or too large for this dtype: try --dtype float32",
