@@ -11,6 +11,7 @@ position alone. The last vector is compared with the vector of every token, whic
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Literal, Protocol
 
 import torch
@@ -217,7 +218,7 @@ class Decoder(nn.Module):
 
         Raises ValueError for more tokens than the cache was made for, or when it has outgrown its frequencies.
         """
-        c, T = self.config, ids.shape[1]
+        T = ids.shape[1]
         start = cache.n_seen if cache else 0
         if cache and (start + T > cache.capacity or cache.outgrown(start + T)):
             raise ValueError(f"a cache for {cache.capacity} tokens that has seen {start} cannot take {T} more")
@@ -235,7 +236,7 @@ class Decoder(nn.Module):
         """The vectors of the tokens, and of their places, [T, C], in families that learn these. [B, T] -> [B, T, C]."""
         x = self.embed(ids)
         if self.config.embed_scale != 1.0:
-            x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype, device=x.device)
+            x = x * _rounded(self.config.embed_scale, x.dtype)
         if self.embed_in:
             x = self.embed_in(x)
         return x if position is None else x + position
@@ -264,6 +265,12 @@ class Decoder(nn.Module):
             cache.angles[rope, regime] = angles(rope, cache.capacity, regime, device, dtype)
         cos, sin = cache.angles[rope, regime]
         return cos[start:stop], sin[start:stop]
+
+
+@cache
+def _rounded(value: float, dtype: torch.dtype) -> float:
+    """The number as that dtype has it; a number and no tensor, so that a compiled pass can write it down."""
+    return float(torch.tensor(value, dtype=dtype))
 
 
 def _table(rows: int, width: int) -> nn.Embedding:

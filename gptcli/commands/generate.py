@@ -67,6 +67,7 @@ def generate(
     bos: o.Bos = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
+    quantize: o.Quantize = None,
     revision: o.Revision = None,
     allow_config: o.AllowConfig = None,
     xray: o.Xray = False,
@@ -103,7 +104,13 @@ def generate(
     if show_prompt:
         show(output, priming, text, cases, flags, adapter=adapter, revision=revision, allow=allow_config or (), bos=bos)
         return
-    checkpoint, settings = load_chosen(flags, adapter=adapter, revision=revision, allow=allow_config or ())
+    checkpoint, settings = load_chosen(
+        flags,
+        adapter=adapter,
+        revision=revision,
+        allow=allow_config or (),
+        rounded="whole" if xray or wanted else "packed",
+    )
     loaded = time.perf_counter()
     if not settings["quiet"].value:
         for note in checkpoint.notes:
