@@ -54,7 +54,8 @@ def test_built_in_values_are_those_of_the_command_line_page(environ: dict[str, s
         "overflow": "error",
         "stop": (),
         "ignore_eos": False,
-        "stats": False,
+        "quantize": "none",
+            "stats": False,
         "quiet": False,
     }
 
