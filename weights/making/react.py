@@ -269,7 +269,7 @@ def main() -> None:
             else:
                 prompt, code = next(alone)
                 completion = f"\n{code}"
-            row = {"text": code} if asked.code_only else {"prompt": prompt, "completion": completion}
+            row = {"text": completion.strip()} if asked.code_only else {"prompt": prompt, "completion": completion}
             file.write(json.dumps(row) + "\n")
 
 
