@@ -16,7 +16,7 @@ MODULES = {
 }
 HEAVY = {"torch", "safetensors", "tokenizers", "numpy"}
 TENSORS = {
-    *("gptcli.speed", "gptcli.untrained"),
+    *("gptcli.speed", "gptcli.untrained", "gptcli.lookup"),
     *("gptcli.cache", "gptcli.checkpoint", "gptcli.compare", "gptcli.data", "gptcli.generation", "gptcli.lora"),
     *("gptcli.model", "gptcli.optimizer", "gptcli.rope", "gptcli.sample", "gptcli.saves", "gptcli.score"),
     *("gptcli.train", "gptcli.attention", "gptcli.trace", "gptcli.lens", "gptcli.divergence", "gptcli.ledger"),
@@ -33,6 +33,7 @@ FLOORS = [
     ("families", "model", "corpus", "pairs", "paper", "catalogue", "priming"),
     ("layout", "data", "optimizer"),
     ("checkpoint", "describe", "model_choice", "params", "budget", "speed"),
+    ("lookup",),
     ("generation", "train", "saves", "score", "lora"),
     ("compare", "untrained", "attention", "divergence"),
     ("trace",),

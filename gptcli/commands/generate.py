@@ -67,6 +67,7 @@ def generate(
     bos: o.Bos = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
+    lookup: o.Lookup = False,
     revision: o.Revision = None,
     allow_config: o.AllowConfig = None,
     xray: o.Xray = False,
@@ -91,6 +92,11 @@ def generate(
     Sampling(**{name: early[name].value for name in SAMPLING})  # bad flags are refused before anything is loaded
     wanted = Wanted.read(ablate, patch, mean=mean)
     refuse_mean_alone(wanted, mean=mean)
+    if lookup and (xray or wanted):
+        raise UsageError(
+            "--lookup computes several tokens at once, and --xray, --ablate and --patch need each by itself",
+            hint="leave --lookup out",
+        )
     if wanted.patches and early["overflow"].value == "slide":
         raise UsageError("--patch names a token, and --overflow slide moves the tokens", hint="leave one of them out")
     output = Output()
@@ -122,6 +128,7 @@ def generate(
         top=max(logprobs or 0, NEXT if xray else 0),
         wanted=wanted,
         xray=xray,
+        lookup=lookup,
         bos=bos,
         times=Times(started=started, loaded=loaded),
     )
