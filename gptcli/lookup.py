@@ -10,8 +10,8 @@ sums in another order than passes over one, and what it leaves in the cache is o
 - A choice from such scores stands only if no error up to `bound` could change it: no other token within reach, no
   border of the draw or of a filter. Else every token since the last plain pass is computed again, one at a time, as
   without speculation, and the choice is made from these scores, which are the plain ones to the bit.
-- The bound is some ten times what was measured (see UNITS), and each such recomputation measures it once more: where
-  the error was larger than half of the bound, speculation ends for the rest of the text.
+- The bound is several times what was measured (see UNITS), and each such recomputation measures it once more: where
+  likely tokens moved against each other by half of what is allowed, speculation ends for the rest of the text.
 
 So the tokens are those of plain generation as long as rounding errors stay below the bound; log-probabilities of
 tokens that were computed ahead may differ from the plain ones by as much as the bound.
@@ -31,9 +31,10 @@ from gptcli.sample import Choice, adjust
 from gptcli.sampling import Sampling
 
 LONG, SHORT = 3, 2  # tokens that must agree with an earlier place of the text
+EARNED = 8  # tokens of agreement that are enough even in a text that often goes on otherwise
 MOST = 12  # proposed at once; must stay below SLACK, so that a cache can take them back
 # How far scores may be off, in units of the dtype's eps times the largest score.
-UNITS = {torch.float32: 32.0, torch.bfloat16: 4.0, torch.float16: 4.0}
+UNITS = {torch.float32: 16.0, torch.bfloat16: 4.0, torch.float16: 4.0}
 PASS = 0.5  # what a pass over several tokens costs more than one over one, in passes over one: a careful guess
 assert MOST < SLACK
 
@@ -69,9 +70,9 @@ class Repeats:
 
     def proposal(self, most: int) -> list[int]:
         """What followed the earlier place: the longer the agreement, the more; nothing while guesses are poor."""
-        if self.length < LONG or (self.length < 2 * LONG and self.trust < 0.6):
+        if self.length < LONG or (self.length < EARNED and self.trust < 0.75):
             return []
-        n = min(most, max(2, self.length - 1))
+        n = min(most, max(4, self.length - 1))  # a product with 2 or 3 rows takes MKL longer than one with 5
         found = self.ids[self.at : self.at + n]
         while found and len(found) < n:  # the earlier place overlaps the end: a loop goes on as a loop
             found = (found + self.ids[self.at :])[:n]
@@ -163,7 +164,7 @@ class Lookup:
         for n in range(self.n_plain + 1, len(ids) + 1):
             exact = self.plain(ids[:n])
         self.n_plain, self.certain = len(ids), True
-        if float((exact - logits).abs().max()) > 0.5 * bound(exact, self.cache.dtype):
+        if apart(exact, logits) > bound(exact, self.cache.dtype):
             self.ended = True
         return exact
 
@@ -171,6 +172,12 @@ class Lookup:
 def bound(logits: Tensor, dtype: torch.dtype) -> float:
     """How far scores may be off if they were computed with others, or after others that were."""
     return UNITS[dtype] * torch.finfo(dtype).eps * float(logits.abs().max())
+
+
+def apart(logits: Tensor, others: Tensor) -> float:
+    """How far rounding moved likely tokens against each other. [V], [V]; a shift of all alike changes nothing."""
+    off = (others - logits)[logits.topk(min(64, len(logits))).indices]
+    return float(off.max() - off.min())
 
 
 def firm(
