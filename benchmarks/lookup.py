@@ -16,8 +16,8 @@ from gptcli import lookup as module
 N_TOKENS = 160
 STORY = "Once upon a time, there was a little robot who lived by the sea. One morning,"
 NOTICE = """The lighthouse on Gull Rock was built in 1871 by two brothers who had never seen the sea before that \
-spring. They carried the stones across the sand at low tide, one cart at a time, and finished the tower in eleven years. \
-The lamp burned whale oil at first, then kerosene, and since 1934 an electric bulb no larger than a pear.
+spring. They carried the stones across the sand at low tide, one cart at a time, and finished the tower in eleven \
+years. The lamp burned whale oil at first, then kerosene, and since 1934 an electric bulb no larger than a pear.
 
 Every evening at six the keeper climbs the hundred and forty steps, wipes the salt from the glass, and writes the \
 weather into a green book. There are ninety-two such books on the shelf. The oldest speaks of a storm that lasted \

@@ -132,16 +132,15 @@ def _table(title: str, first: str) -> Table:
 def on_paper(c: Config, n_context: int, here: Rates) -> Table:
     """What generating with c would take, by the formulas alone; keys and values in 16 bits."""
     dense = 2 * c.n_layer * n_context * c.n_kv_head * c.d_head * 2
+    node = f"{H100_NODE.name}: {H100_NODE.read / 1e12:.1f} TB/s, {H100_NODE.flops / 1e15:.1f} PFLOP/s"
     result = Table(
         title=f"GPT-3 on paper: {c.n_params() / 1e9:.1f}B parameters, {n_read(c) / 1e9:.1f}B read for every token",
-        caption=(
-            f"keys and values of {n_context:,} tokens: {human(c.kv_bytes(n_context, 2))} a text with bands of 256 in "
-            f"every other layer, {human(dense)} if all were dense. {H100_NODE.name}: {H100_NODE.read / 1e12:.1f} TB/s, "
-            f"{H100_NODE.flops / 1e15:.1f} PFLOP/s, {CARD / 1e9:.0f} GB a card; this machine: {here.read / 1e9:.1f} GB/s"
-        ),
+        caption=f"keys and values of {n_context:,} tokens: {human(c.kv_bytes(n_context, 2))} a text with bands of 256 "
+        f"in every other layer, {human(dense)} if all were dense. {node}, {CARD / 1e9:.0f} GB a card; "
+        f"this machine: {here.read / 1e9:.1f} GB/s",
     )
-    for heading in ("weights in", "bytes", "H100s to hold it", "this machine,\ns a token", "8 x H100,\ntokens/s, 1 text",
-                    "8 x H100,\n32 texts"):  # fmt: skip
+    headings = ("weights in", "bytes", "H100s to\nhold it", "this machine,\ns a token", "8 x H100,\ntokens/s, 1 text")
+    for heading in (*headings, "8 x H100,\ntokens/s, 32 texts"):
         result.add_column(heading, justify="right")
     for name, bits in {"bfloat16": 16, "int8": 8, "int4": 4}.items():
         held = c.n_params() * bits / 8 + c.kv_bytes(n_context, 2)
