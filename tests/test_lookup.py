@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 import zoo
 
 from gptcli import Checkpoint, Sampling, UsageError, generate, load, lookup, prepare, start
@@ -208,3 +209,24 @@ def test_a_cache_takes_back_what_it_can_and_says_what_it_cannot() -> None:
         assert (again - model(IDS[:, :90])[:, 71:]).abs().max() < 1e-4
         assert not cache.back_to(WINDOW) and cache.n_seen == 90
         assert WINDOW + SLACK < 80
+
+
+def test_nothing_is_proposed_where_rounding_is_coarse(zoo_root: Path, passes: list[int]) -> None:
+    model = load(str(zoo.built("llama", zoo_root)[0]), dtype="bfloat16")
+    text_of(model, "on on on on on on on on on on on", max_tokens=20, sampling=GREEDY, lookup=True)
+    assert passes[1:] == [1] * 19
+
+
+def test_the_command_has_it_and_refuses_it_beside_an_xray(tiny_gpt2: Path) -> None:
+    from typer.testing import CliRunner
+
+    from gptcli.commands.generate import generate as command
+
+    def answer(*more: str) -> Any:
+        return CliRunner().invoke(app, ["hello", "-m", str(tiny_gpt2), "-t", "0", "-n", "30", "--ignore-eos", *more])
+
+    app = typer.Typer()
+    app.command()(command)
+    assert answer("--lookup").output == answer().output != ""
+    refused = answer("--lookup", "--xray")
+    assert isinstance(refused.exception, UsageError) and "--lookup" in str(refused.exception)

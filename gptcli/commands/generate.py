@@ -114,6 +114,8 @@ def generate(
     if not settings["quiet"].value:
         for note in checkpoint.notes:
             say(f"gptcli: note: {note}")
+        if lookup and str(checkpoint.dtype) != "torch.float32":
+            say("gptcli: note: --lookup keeps the text exact in float32 alone and does nothing here: --dtype float32")
         if text.endswith(" "):
             say("gptcli: note: the prompt ends with a space; most models write it together with the next word")
     wanted.check(checkpoint.config.n_layer, checkpoint.config.n_head)
