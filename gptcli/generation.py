@@ -109,7 +109,8 @@ def generate(
     max_tokens: -1 for as many as the context holds. seed: None for a random one; sample i of seed s is sample 0 of
     seed s + i. stop: texts that end the answer and are not part of it. top: how many candidates each step carries.
     overflow: what happens when the context is full, "slide" goes on without the older half. lookup: where the text
-    repeats itself several tokens are computed at once, which changes no token of it (float32 alone, see lookup.py). Raises UsageError.
+    repeats itself several tokens are computed at once, which changes none of them (in float32 alone; see lookup.py).
+    Raises UsageError.
     """
     if lookup and tape is not None:
         raise UsageError("a tape sees a text token by token, and lookup computes several at once")

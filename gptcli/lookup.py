@@ -37,6 +37,7 @@ LONG, SHORT = 3, 2  # tokens that must agree with an earlier place of the text
 EARNED = 8  # tokens of agreement that are enough even in a text that often goes on otherwise
 MOST = 12  # proposed at once; must stay below SLACK, so that a cache can take them back
 UNITS = 16.0  # how far float32 scores may be off, in units of eps times the largest score; measured: up to 3
+CHEAP = 2  # tokens that are computed again at once, when little of a proposal was right
 PASS = 0.5  # what a pass over several tokens costs more than one over one, in passes over one: a careful guess
 assert MOST < SLACK
 
@@ -105,6 +106,8 @@ class Lookup:
         self.ahead = []
         if self.cache.n_seen >= len(ids):
             self.cache.back_to(len(ids) - 1)
+        if 0 < len(ids) - 1 - self.n_plain <= CHEAP and self.cache.n_seen:  # before a doubt, later, makes it dear
+            self._redo(ids[:-1])
         proposal = self._proposal(len(ids))
         return self._pass(ids[-1], proposal) if proposal else self._plain(ids)
 
@@ -156,18 +159,21 @@ class Lookup:
 
     def again(self, ids: Sequence[int], logits: Tensor) -> Tensor:
         """The scores after the last of `ids` by plain passes alone. logits: what they were taken for."""
-        self.ahead = []
+        self.ahead, exact = [], self._redo(ids)
+        if apart(exact, logits) > bound(exact, self.cache.dtype):
+            self.ended = True
+        return exact
+
+    def _redo(self, ids: Sequence[int]) -> Tensor:
+        """Every token since the last plain pass once more, one at a time; the scores after the last."""
         if not self.cache.back_to(self.n_plain):  # a window has moved on since: from the start
             self.cache.clear()
             self.n_plain = self.n_start
             self.plain(ids[: self.n_start])
         self.n_repeated += len(ids) - self.n_plain
-        exact = logits
         for n in range(self.n_plain + 1, len(ids) + 1):
             exact = self.plain(ids[:n])
         self.n_plain, self.certain = len(ids), True
-        if apart(exact, logits) > bound(exact, self.cache.dtype):
-            self.ended = True
         return exact
 
 
