@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -18,6 +19,7 @@ from gptcli.cache import Cache
 from gptcli.checkpoint import Checkpoint
 from gptcli.compiled import Pass
 from gptcli.errors import GptcliError, UsageError
+from gptcli.lookup import Lookup
 from gptcli.memory import check_fits
 from gptcli.model import Tape
 from gptcli.records import Candidate, Chunk, Finish, Prompt, Step
@@ -101,13 +103,18 @@ def generate(
     top: int = 0,
     overflow: Overflow = "error",
     tape: Tape | None = None,
+    lookup: bool = False,
 ) -> Iterator[Step]:
     """Yields one Step for each token, as soon as it is chosen; the last one says why it is the last (`finish`).
 
     max_tokens: -1 for as many as the context holds. seed: None for a random one; sample i of seed s is sample 0 of
     seed s + i. stop: texts that end the answer and are not part of it. top: how many candidates each step carries.
-    overflow: what happens when the context is full, "slide" goes on without the older half. Raises UsageError.
+    overflow: what happens when the context is full, "slide" goes on without the older half. lookup: where the text
+    repeats itself several tokens are computed at once, which changes none of them (in float32 alone; see lookup.py).
+    Raises UsageError.
     """
+    if lookup and tape is not None:
+        raise UsageError("a tape sees a text token by token, and lookup computes several at once")
     sampling = sampling or Sampling()
     uniform = rng(secrets.randbits(32) if seed is None else seed, sample)
     if not isinstance(prompt, (Prompt, Start)):
@@ -120,13 +127,20 @@ def generate(
     stream = TextStream(stops=stop, strip_leading_space=strip)
     ids, index, n_dropped = list(begin.prompt.ids), 0, 0
     generated = list[int]()
+    plain = partial(_next_logits, checkpoint, cache=cache, tape=tape, fast=fast)
+    ahead = Lookup(checkpoint.decoder, cache, ids, plain) if lookup else None
     while index < max_tokens or max_tokens < 0:
         if index:
             if len(ids) > cache.capacity:
                 ids, n_dropped = _slid(checkpoint, ids, cache.capacity)
                 cache.clear()
-            logits = _next_logits(checkpoint, ids, cache, tape, fast)
-        choice = choose(logits, sampling, context=ids, generated=generated, uniform=uniform, size=checkpoint.n_tokens)
+                ahead = Lookup(checkpoint.decoder, cache, ids[:-1], plain) if lookup else None
+            logits = ahead.scores(ids) if ahead else plain(ids)
+        choose_from = partial(choose, sampling=sampling, context=ids, generated=generated, size=checkpoint.n_tokens)
+        choice = choose_from(logits, uniform=uniform)
+        if ahead and ahead.doubtful(logits, choice, sampling, generated=generated, size=checkpoint.n_tokens):
+            logits = ahead.again(ids, logits)
+            choice = choose_from(logits, uniform=partial(float, choice.draw or 0.0))  # the same number
         ids.append(choice.id)
         generated.append(choice.id)
         ended = choice.id in checkpoint.eos_ids and not ignore_eos

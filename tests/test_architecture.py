@@ -17,6 +17,7 @@ MODULES = {
 HEAVY = {"torch", "safetensors", "tokenizers", "numpy"}
 TENSORS = {
     *("gptcli.speed", "gptcli.untrained", "gptcli.compiled", "gptcli.linear", "gptcli.quantize"),
+    "gptcli.lookup",
     *("gptcli.cache", "gptcli.checkpoint", "gptcli.compare", "gptcli.data", "gptcli.generation", "gptcli.lora"),
     *("gptcli.model", "gptcli.optimizer", "gptcli.rope", "gptcli.sample", "gptcli.saves", "gptcli.score"),
     *("gptcli.train", "gptcli.attention", "gptcli.trace", "gptcli.lens", "gptcli.divergence", "gptcli.ledger"),
@@ -34,6 +35,7 @@ FLOORS = [
     ("layout", "data", "optimizer", "compiled"),
     ("quantize",),
     ("checkpoint", "describe", "model_choice", "params", "budget", "speed"),
+    ("lookup",),
     ("generation", "train", "saves", "score", "lora"),
     ("compare", "untrained", "attention", "divergence"),
     ("trace",),

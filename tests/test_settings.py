@@ -55,7 +55,7 @@ def test_built_in_values_are_those_of_the_command_line_page(environ: dict[str, s
         "stop": (),
         "ignore_eos": False,
         "quantize": "none",
-            "stats": False,
+        "stats": False,
         "quiet": False,
     }
 

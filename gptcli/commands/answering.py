@@ -47,6 +47,7 @@ class Run:
     times: Times
     wanted: Wanted
     xray: bool
+    lookup: bool = False
     prompt: Prompt | None = None
     interrupted: bool = False
     last: bool = True  # of several cases; the seed is said once
@@ -75,6 +76,7 @@ class Run:
                 top=self.top,
                 overflow=value["overflow"],
                 tape=tape,
+                lookup=self.lookup,
             )
             yield i, self._timed(self._read(steps, tape))
 
