@@ -174,7 +174,6 @@ def right_after_examples(checkpoint: Checkpoint, n_examples: int, *, wrong_house
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.xfail(strict=True, reason="the adapter was trained on single pairs: weights/README.md")
 def test_react_does_50_tasks_better_with_examples_than_without(with_react: Checkpoint) -> None:
     """What a house calls its components no description says; the names, too, are in no training row."""
     few = right_after_examples(with_react, 3)
@@ -185,7 +184,6 @@ def test_react_does_50_tasks_better_with_examples_than_without(with_react: Check
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.xfail(strict=True, reason="the adapter was trained on single pairs: weights/README.md")
 def test_examples_that_show_nothing_new_change_nothing(with_react: Checkpoint) -> None:
     pairs = [pair for pair, _ in zip(REACT["made"](1, held_out=True), range(53), strict=False)]
     shots = [Pair(prompt=said, completion=code) for said, code in pairs[50:]]
