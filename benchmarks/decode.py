@@ -62,7 +62,7 @@ def one_run(peer: str, where: str, model: str) -> dict[str, float]:
     """All figures of one peer, in a fresh process; gptcli's cold start is that of the real command."""
     began = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.worker", peer, where],
+        [sys.executable, "-m", "benchmarks.worker", peer, where, model],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
