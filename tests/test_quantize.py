@@ -111,11 +111,12 @@ def test_whole_matrices_are_the_rounded_numbers() -> None:
     torch.testing.assert_close(checkpoint.decoder(ids), packed, rtol=1e-4, atol=1e-4)
 
 
-def test_the_command_runs_it_and_looks_into_it() -> None:
+def test_the_command_runs_it_and_looks_into_it(tmp_path: Path) -> None:
+    own = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     words = ("Once upon a time", "-t", "0", "-n", "12", "-q", "-m", "shipped")
-    plain, rounded = gptcli(*words), gptcli(*words, "--quantize", "int8")
+    plain, rounded = gptcli(*words), gptcli(*words, "--quantize", "int8", env=own)
     assert rounded.returncode == 0 and rounded.stdout == plain.stdout
-    seen = gptcli(*words, "--quantize", "int4", "--xray")
+    seen = gptcli(*words, "--quantize", "int4", "--xray", env=own)
     assert seen.returncode == 0, seen.stderr
 
 
