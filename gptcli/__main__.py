@@ -13,7 +13,7 @@ def main() -> None:
     """Runs the program and ends the process."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a parent has us ignore it
         signal.signal(signal.SIGINT, _interrupt)
-    # torch can do without numpy, and so can we; it says on every start that it has to
+    # torch can do without numpy, and so can we where nothing is saved; it says on every start that it has to
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     from gptcli.cli import run
 

@@ -15,7 +15,7 @@ import hashlib
 import os
 import platform
 import re
-import tempfile
+import shutil
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ from gptcli.cache import Cache
 from gptcli.errors import GptcliError
 from gptcli.linear import GROUP
 from gptcli.model import Decoder
-from gptcli.user_cache import is_ours, user_cache
+from gptcli.user_cache import is_ours, user_cache, written
 
 SOURCES = ("model.py", "linear.py", "rope.py", "cache.py", "compiled.py")
 FORMAT = 1
@@ -111,7 +111,7 @@ def takes(decoder: Decoder) -> bool:
 
 def find(decoder: Decoder) -> Pass | None:
     """The compiled pass, if `make` has made it on this machine; one that does not load counts as none."""
-    if os.environ.get("GPTCLI_COMPILED") == "0" or not takes(decoder):
+    if not user_cache("compiled").is_dir() or not takes(decoder):
         return None
     file = place(decoder)
     try:
@@ -147,10 +147,8 @@ def make(decoder: Decoder) -> Path:
         [({2: reach[layer.window]}, {2: reach[layer.window]}) for layer in c.layers],
     )
     target = place(decoder)
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as room:
-        made = Path(room) / "pass.pt2"
-        warnings.filterwarnings("ignore", category=FutureWarning)  # torch's, of its own inner names
+    with written(target) as made, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own inner names
         try:
             program = export(
                 _OneToken(decoder), (torch.zeros(1, 1, dtype=torch.long), position, turns, seen), dynamic_shapes=shapes
@@ -165,13 +163,15 @@ def make(decoder: Decoder) -> Path:
                 },
             )
         except Exception as error:  # what a compiler may raise is not for us to list
-            first = str(error).strip().splitlines()[:1]
-            raise GptcliError(
-                f"one token's pass could not be compiled: {type(error).__name__}: {''.join(first)}"
-            ) from error
-        made.chmod(0o600)
-        made.replace(target)
+            first = "".join(str(error).strip().splitlines()[:1])
+            message = f"one token's pass could not be compiled: {type(error).__name__}: {first}"
+            raise GptcliError(message) from error
     return target
+
+
+def has_compiler() -> bool:
+    """Whether a C++ compiler is there, under one of the names that inductor looks for."""
+    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++", "c++")))
 
 
 @torch.inference_mode()

@@ -13,8 +13,8 @@ sums in another order than passes over one, and what it leaves in the cache is o
 - The bound was measured, not proved (see UNITS), and each such recomputation measures it once more: where likely tokens
   moved against each other by half of what is allowed, speculation ends for the rest of the text.
 
-This is for float32 alone. In bfloat16 one rounding of a score of 8 to 32 is 0.06 to 0.13, so many choices are doubtful,
-and computing again took what was gained (0.87 and 1.02 times as fast on two prompts): nothing is proposed there.
+This is for float32 alone, and for weights that are not rounded. In bfloat16 one rounding of a score of 8 to 32 is 0.06
+to 0.13, so many choices are doubtful, and computing again took what was gained: nothing is proposed there.
 
 So the tokens are those of plain generation as long as rounding errors stay below the bound; log-probabilities of
 tokens that were computed ahead may differ from the plain ones by as much as the bound.
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from gptcli.cache import SLACK, Cache
+from gptcli.linear import exact
 from gptcli.model import Decoder
 from gptcli.sample import Choice, adjust
 from gptcli.sampling import Sampling
@@ -96,7 +97,7 @@ class Lookup:
         self.n_plain = cache.n_seen  # tokens whose keys and values are those of plain passes
         self.ahead: list[tuple[int, Tensor]] = []  # (a proposed token, the scores after it)
         self.certain = True  # whether the last scores are those of plain passes to the bit
-        self.ended = cache.dtype != torch.float32  # or the bound did not hold
+        self.ended = not exact(decoder)  # or the bound did not hold
         self.n_proposed = self.n_accepted = self.n_passes = self.n_repeated = 0
 
     def scores(self, ids: Sequence[int]) -> Tensor:

@@ -10,7 +10,6 @@ that changes with the files of weights. It can be deleted at any time.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from gptcli.errors import UsageError
 from gptcli.linear import GROUP, Int4, Int8, Linear
 from gptcli.model import Decoder, Head
-from gptcli.user_cache import is_ours, user_cache
+from gptcli.user_cache import is_ours, user_cache, written
 
 if TYPE_CHECKING:
     from gptcli.layout import Layout
@@ -92,12 +91,8 @@ def kept(layout: Layout, dtype: torch.dtype, bits: Bits) -> Path:
 def keep(decoder: Decoder, file: Path) -> None:
     """Writes the rounded decoder, whole or not at all; a full disk or a foreign folder is no reason to fail."""
     try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".making-") as room:
-            made = Path(room) / "model.safetensors"
+        with written(file) as made:
             save_file({name: tensor.detach().contiguous() for name, tensor in _tensors(decoder)}, made)
-            made.chmod(0o600)
-            made.replace(file)
     except (OSError, SafetensorError):
         pass
 

@@ -10,7 +10,6 @@ run that was interrupted and resumed computes what it would have computed.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptcli.compiled import has_compiler
 from gptcli.data import IGNORED, Batch, Batches
 from gptcli.errors import GptcliError
 from gptcli.model import Decoder
@@ -221,7 +221,7 @@ def best_precision(device: torch.device) -> Precision:
 def worth_compiling(n_params: int, recipe: Recipe) -> bool:
     """Whether a run is long enough, and a compiler is there."""
     work = 6 * n_params * recipe.n_tokens(recipe.n_steps)
-    return work > COMPILE_FLOPS and any(map(shutil.which, ("g++", "clang++", "c++")))
+    return work > COMPILE_FLOPS and has_compiler()
 
 
 def count(batch: Batch) -> int:

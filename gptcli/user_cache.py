@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -21,3 +24,14 @@ def is_ours(file: Path) -> bool:
         return False
     foreign = stat.S_IWGRP | stat.S_IWOTH
     return os.name == "nt" or all(each.st_uid == os.getuid() and not each.st_mode & foreign for each in found)
+
+
+@contextmanager
+def written(file: Path) -> Iterator[Path]:
+    """A path to write to; what is there in the end becomes the file, for this user alone, whole or not at all."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".making-") as room:
+        made = Path(room) / file.name
+        yield made
+        made.chmod(0o600)
+        made.replace(file)

@@ -71,7 +71,7 @@ def test_a_model_that_is_not_there_is_exit_code_3(tmp_path: Path) -> None:
 
 
 def test_nothing_is_said_where_numpy_is_not_installed(tiny_gpt2: Path) -> None:
-    """torch warns of it; the README's first command installs none."""
+    """torch warns of it; it is there for saving alone."""
     program = "import sys; sys.modules['numpy'] = None; from gptcli.__main__ import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", program, "hello", "-m", str(tiny_gpt2), "-n", "3", "-t", "0"],

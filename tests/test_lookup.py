@@ -211,8 +211,12 @@ def test_a_cache_takes_back_what_it_can_and_says_what_it_cannot() -> None:
         assert WINDOW + SLACK < 80
 
 
-def test_nothing_is_proposed_where_rounding_is_coarse(zoo_root: Path, passes: list[int]) -> None:
-    model = load(str(zoo.built("llama", zoo_root)[0]), dtype="bfloat16")
+@pytest.mark.parametrize("coarse", [{"dtype": "bfloat16"}, {"quantize": "int8"}])
+def test_nothing_is_proposed_where_rounding_is_coarse(
+    coarse: dict[str, str], zoo_root: Path, passes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = load(str(zoo.built("llama", zoo_root)[0]), **coarse)
     text_of(model, "on on on on on on on on on on on", max_tokens=20, sampling=GREEDY, lookup=True)
     assert passes[1:] == [1] * 19
 

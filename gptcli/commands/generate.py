@@ -117,12 +117,14 @@ def generate(
         allow=allow_config or (),
         rounded="whole" if xray or wanted else "packed",
     )
+    from gptcli.linear import exact  # not before torch is needed
+
     loaded = time.perf_counter()
     if not settings["quiet"].value:
         for note in checkpoint.notes:
             say(f"gptcli: note: {note}")
-        if lookup and str(checkpoint.dtype) != "torch.float32":
-            say("gptcli: note: --lookup keeps the text exact in float32 alone and does nothing here: --dtype float32")
+        if lookup and not exact(checkpoint.decoder):
+            say("gptcli: note: --lookup does nothing here: it keeps a text exact in float32 alone, without --quantize")
         if text.endswith(" "):
             say("gptcli: note: the prompt ends with a space; most models write it together with the next word")
     wanted.check(checkpoint.config.n_layer, checkpoint.config.n_head)

@@ -52,7 +52,7 @@ def load_chosen(
             from gptcli.model_choice import adapter_folder
 
             apply(checkpoint, adapter_folder(adapter))
-        if bits != now or rounded == "whole":
+        if bits != now or (bits != "none" and rounded == "whole"):
             from gptcli.quantize import quantize, whole
 
             if bits != now:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,13 +14,10 @@ from gptcli.errors import CheckFailed
 from gptcli.memory import human
 from gptcli.render.output import Output, hears, say, tell
 
-if TYPE_CHECKING:
-    from gptcli.checkpoint import Checkpoint
-
 TEXT = (
     "A robot must obey the orders given it by human beings. Once upon a time there was a robot, and it said: 1, 2, 3."
 )
-BOUNDS = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}  # of the largest score; bfloat16 has 8 bits of each number
+EXACT, COARSE = 1e-4, 0.1  # of the largest score: float32, and where either side rounds to the 8 bits of bfloat16
 
 
 def optimize(
@@ -45,9 +41,10 @@ def optimize(
     """
     flags: dict[str, Any] = {"model": model if model_option is None else model_option}
     flags |= {"device": "cpu", "dtype": dtype, "quantize": quantize, "quiet": quiet}
-    output, loud = Output(), not quiet
+    output = Output()
     checkpoint, settings = load_chosen(flags, revision=revision, allow=allow_config or (), rounded="packed")
     from gptcli import compiled
+    from gptcli.linear import exact
 
     decoder = checkpoint.decoder
     if not compiled.takes(decoder):
@@ -56,21 +53,27 @@ def optimize(
     found, seconds = None if again else compiled.find(decoder), 0.0
     before = compiled.tokens_per_second(decoder, None)
     if found is None:
-        if not has_compiler():
+        if not compiled.has_compiler():
             say("gptcli: note: no C++ compiler here (g++ or clang++), so nothing was compiled; all works without")
             return
-        if loud and hears():
+        waiting = hears() and not settings["quiet"].value
+        if waiting:
             tell("\x1b[2mcompiling, half a minute to two minutes ...\x1b[0m")
         began = time.perf_counter()
         try:
             compiled.make(decoder)
         finally:
-            if loud and hears():
+            if waiting:
                 tell("\r\x1b[K")
         seconds = time.perf_counter() - began
-        found = checked(checkpoint, compiled.find(decoder))
-    after = compiled.tokens_per_second(decoder, found)
+        found = compiled.find(decoder)
+        if found is None:
+            raise CheckFailed("what was compiled cannot be loaded here")
     most, largest = compiled.difference(decoder, found, checkpoint.tokenizer.encode(TEXT)[: checkpoint.config.n_ctx])
+    if not most <= largest * (EXACT if exact(decoder) else COARSE):
+        found.file.unlink(missing_ok=True)
+        raise CheckFailed(f"the compiled pass is off by {most:.2g} in scores up to {largest:.3g}; it was removed")
+    after = compiled.tokens_per_second(decoder, found)
     figures = {
         "model": checkpoint.name,
         "dtype": str(checkpoint.dtype).removeprefix("torch."),
@@ -84,32 +87,6 @@ def optimize(
         "bytes": found.file.stat().st_size,
     }
     output.line(json.dumps(figures, ensure_ascii=False) if as_json else _text(figures))
-
-
-def has_compiler() -> bool:
-    """Whether inductor will find a C++ compiler: $CXX, or one of the usual names."""
-    import os
-
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "g++"))
-
-
-def checked(checkpoint: Checkpoint, found: Any) -> Any:
-    """The pass, if its scores are the model's own to within rounding; else it is removed. Raises CheckFailed."""
-    from gptcli import compiled
-
-    if found is None:
-        raise CheckFailed("what was compiled cannot be loaded here")
-    ids = checkpoint.tokenizer.encode(TEXT)[: checkpoint.config.n_ctx]
-    most, largest = compiled.difference(checkpoint.decoder, found, ids)
-    bound = BOUNDS["float32" if str(checkpoint.dtype) == "torch.float32" and not _rounded(checkpoint) else "bfloat16"]
-    if not most <= bound * largest:
-        found.file.unlink(missing_ok=True)
-        raise CheckFailed(f"the compiled pass is off by {most:.2g} in scores up to {largest:.3g}; it was removed")
-    return found
-
-
-def _rounded(checkpoint: Checkpoint) -> bool:
-    return any(True for _ in checkpoint.decoder.buffers())
 
 
 def _text(f: dict[str, Any]) -> str:

@@ -22,19 +22,8 @@ ALIASES = {
 # Options that the environment and the config file know too; see settings.py.
 SETTINGS = frozenset(
     (
-        *(
-            "model",
-            "device",
-            "dtype",
-            "quantize",
-            "max_tokens",
-            "temperature",
-            "top_k",
-            "top_p",
-            "min_p",
-            "seed",
-            "num_samples",
-        ),
+        *("model", "device", "dtype", "quantize", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed"),
+        "num_samples",
         *("repetition_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty", "color", "overflow", "stop"),
         *("ignore_eos", "stats", "quiet"),
     )

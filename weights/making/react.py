@@ -258,6 +258,8 @@ def main() -> None:
     parser.add_argument("--code-only", action="store_true")
     parser.add_argument("--examples", type=float, default=0.0, metavar="SHARE", help="of the rows")
     asked = parser.parse_args()
+    if not 0 <= asked.examples <= 1:
+        parser.error("--examples is a share, from 0 to 1")
     if asked.examples and (asked.held_out or asked.code_only):
         parser.error("--examples is for training pairs")
     r, alone = random.Random(asked.seed), made(asked.seed, held_out=asked.held_out)
