@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gptcli.cache import Cache, Keys
 from gptcli.config import Config, Rope
 from gptcli.rope import angles, turn
+from gptcli.rows import RowKeys, Rows
 
 Angles = dict[Rope, tuple[Tensor, Tensor]]  # cos and sin of the positions in use, each [positions, dim]
 
@@ -77,7 +78,7 @@ class Attention(nn.Module):
             self.k_norm = Norm(config, *config.qk_norm_shape(K), bias=config.qk_norm_bias)
         self.out = nn.Linear(H * D, C, bias=config.out_bias)
 
-    def forward(self, x: Tensor, turns: Angles, keys: Keys | None, tape: Tape | None) -> Tensor:
+    def forward(self, x: Tensor, turns: Angles, keys: Keys | RowKeys | None, tape: Tape | None) -> Tensor:
         c, layer, (B, T, _) = self.config, self.layer, x.shape
         q, k, v = self.q(x), self.k(x), self.v(x)  # [B, T, H*D], [B, T, K*D]
         if c.clip_qkv:
@@ -93,15 +94,20 @@ class Attention(nn.Module):
             q, k = turn(q, cos, sin), turn(k, cos, sin)
         if keys:
             k, v = keys.append(k, v)  # [B, K, S, D]
-        mask = visible(T, k.shape[2], layer.window, x.device)
+        mask = visible(T, k.shape[2], layer.window, x.device, keys.lengths if keys else None)
         z = attend(q, k, v, mask, layer.scale, c.attn_softcap)  # [B, H, T, D]
         if tape:
             z = tape.heads(self.index, q, k, v, mask, z)
         return self.out(z.transpose(1, 2).reshape(B, T, -1))
 
 
-def visible(T: int, S: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Which of the last S keys each of the last T queries sees, [T, S]; None where plain causal order says it all."""
+def visible(T: int, S: int, window: int | None, device: torch.device, lengths: Tensor | None = None) -> Tensor | None:
+    """Which of the last S keys each of the last T queries sees, [T, S]; None where plain causal order says it all.
+
+    lengths: [B], where the rows' texts differ in length and end together, T is 1; then [B, 1, 1, S].
+    """
+    if lengths is not None:
+        return torch.arange(S, device=device) >= (S - lengths)[:, None, None, None]
     if T == 1:  # the cache hands over only what is visible
         return None if window is None or window >= S else torch.arange(S, device=device)[None] >= S - window
     if T == S and (window is None or window >= S):
@@ -166,7 +172,7 @@ class Block(nn.Module):
         self.mlp_norm, self.mlp_out_norm = norm.get("mlp_norm"), norm.get("mlp_out_norm")
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, turns: Angles, keys: Keys | None, tape: Tape | None) -> Tensor:
+    def forward(self, x: Tensor, turns: Angles, keys: Keys | RowKeys | None, tape: Tape | None) -> Tensor:
         c, attn_norm, mlp_norm = self.config, self.attn_norm, self.mlp_norm
         if c.post_norm and attn_norm and mlp_norm:  # the norm takes the sum
             x = attn_norm(x + self._write("attn", self.attn(x, turns, keys, tape), None, tape))
@@ -204,11 +210,11 @@ class Decoder(nn.Module):
         self.embed_out = nn.Linear(config.d_model, config.d_vocab, bias=False) if config.d_embed else None
         self.head = Head(config)
 
-    def forward(self, ids: Tensor, cache: Cache | None = None, tape: Tape | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: Cache | Rows | None = None, tape: Tape | None = None) -> Tensor:
         """Logits for every position, [B, T, V]. ids: [B, T], int64; with a cache they follow what it has seen."""
         return self.readout(self.stream(ids, cache, tape))
 
-    def stream(self, ids: Tensor, cache: Cache | None = None, tape: Tape | None = None) -> Tensor:
+    def stream(self, ids: Tensor, cache: Cache | Rows | None = None, tape: Tape | None = None) -> Tensor:
         """The residual stream after the last block, before the final norm. [B, T] -> [B, T, C].
 
         Raises ValueError for more tokens than the cache was made for, or when it has outgrown its frequencies.
@@ -222,15 +228,16 @@ class Decoder(nn.Module):
             x = x * torch.tensor(c.embed_scale, dtype=x.dtype, device=x.device)
         if self.embed_in:
             x = self.embed_in(x)
+        where = cache.where(T) if cache else slice(0, T)  # positions, [B, 1] where the rows' differ
         if self.pos_embed:
-            x = x + self.pos_embed.weight[start : start + T]
+            x = x + self.pos_embed.weight[where]
         if tape:
             x = tape.start(x)
-        turns = {rope: self._angles(rope, start, start + T, cache, x) for rope in self.ropes}
+        turns = {rope: self._angles(rope, start + T, where, cache, x) for rope in self.ropes}
         for i, block in enumerate(self.blocks):
             x = block(x, turns, cache.layers[i] if cache else None, tape)
         if cache:
-            cache.n_seen += T
+            cache.advance(T)
         return x
 
     def readout(self, x: Tensor) -> Tensor:
@@ -245,14 +252,17 @@ class Decoder(nn.Module):
             logits = logits * c.logit_scale
         return logits if c.final_softcap is None else c.final_softcap * torch.tanh(logits / c.final_softcap)
 
-    def _angles(self, rope: Rope, start: int, stop: int, cache: Cache | None, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _angles(
+        self, rope: Rope, stop: int, where: slice | Tensor, cache: Cache | Rows | None, x: Tensor
+    ) -> tuple[Tensor, Tensor]:
         regime = rope.regime(stop)
         if cache is None:
             return angles(rope, stop, regime, x.device, x.dtype)
         if (rope, regime) not in cache.angles:
             cache.angles[rope, regime] = angles(rope, cache.capacity, regime, x.device, x.dtype)
         cos, sin = cache.angles[rope, regime]
-        return cos[start:stop], sin[start:stop]
+        cos, sin = cos[where], sin[where]
+        return (cos, sin) if isinstance(where, slice) else (cos[:, None], sin[:, None])  # [B, 1, 1, dim]
 
 
 def _table(rows: int, width: int) -> nn.Embedding:
