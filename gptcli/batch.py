@@ -29,7 +29,7 @@ from gptcli.rows import Rows
 from gptcli.sample import Choice, adjust
 
 WITNESSED = 8  # tokens of the first text that are computed alone too
-SAFETY = 16  # how many times the largest difference ever seen is allowed for
+SAFETY = 8  # how many times the largest difference ever seen is allowed for
 LEAST = 2.0**-20  # of the largest logit, in float32: allowed for even where nothing was seen
 
 
@@ -45,11 +45,11 @@ def generate_batch(
     waiting = enumerate(requests)
     first = list(islice(waiting, batch)) if batch > 1 and checkpoint.dtype == torch.float32 else []
     n_rows = _that_fit(checkpoint, [request for _, request in first]) if first else 1
-    waiting = chain(first, waiting)
+    every = chain(first, waiting)
     if n_rows > 1:
-        yield from _Batch(checkpoint, n_rows).run(waiting)
+        yield from _Batch(checkpoint, n_rows).run(every)
         return
-    for number, request in waiting:
+    for number, request in every:
         yield from _alone(checkpoint, number, request)
 
 
