@@ -39,11 +39,11 @@ def generate_batch(
     """Yields (number of the request, its next step), in the order of the steps; up to `batch` texts run at a time.
 
     Each text is what `generate` makes of the same request. Requests are read as rows get free; neighbours with the same
-    prompt have it computed once. In bfloat16 and float16 near-ties are everywhere, so there each text runs alone, one
-    after another; so does one that outgrows its rotary frequencies. Raises UsageError, OutOfMemory.
+    prompt have it computed once. With weights of fewer bits than float32 near-ties are everywhere, so each text runs
+    alone, one after another; so does one that outgrows its rotary frequencies. Raises UsageError, OutOfMemory.
     """
     waiting = enumerate(requests)
-    first = list(islice(waiting, batch)) if batch > 1 and checkpoint.dtype == torch.float32 else []
+    first = list(islice(waiting, batch)) if batch > 1 and exact_enough(checkpoint) else []
     n_rows = _that_fit(checkpoint, [request for _, request in first]) if first else 1
     every = chain(first, waiting)
     if n_rows > 1:
@@ -51,6 +51,11 @@ def generate_batch(
         return
     for number, request in every:
         yield from _alone(checkpoint, number, request)
+
+
+def exact_enough(checkpoint: Checkpoint) -> bool:
+    """Whether all is float32: in fewer bits, another order of adding makes another token of every near-tie."""
+    return all(t.dtype == torch.float32 for t in checkpoint.decoder.state_dict().values())
 
 
 def _alone(checkpoint: Checkpoint, number: int, request: Request) -> Iterator[tuple[int, Step]]:
@@ -119,8 +124,9 @@ class _Batch:
             if self.begin is None or self.begin[0] != n or self.begin[1].prompt != prompt:
                 self.begin = n, start(self.checkpoint, prompt, max_tokens=n)
             begin = self.begin[1]
-            yield number, text.take(begin.logits, text.choose(begin.logits, text.draw()))
-            if text.finish:
+            step = text.take(begin.logits, text.choose(begin.logits, text.draw()))
+            yield number, step
+            if step.finish:
                 continue
             self.rows.join(row, begin.cache)
             self.texts[row : row + 1], self.numbers[row : row + 1] = [text], [number]

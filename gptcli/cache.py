@@ -40,6 +40,19 @@ class Keys:
         self.k[:, :, start : self.end], self.v[:, :, start : self.end] = k, v
         return self.k[:, :, first : self.end], self.v[:, :, first : self.end]
 
+    def room(self, window: int | None) -> tuple[Tensor, Tensor]:
+        """What one new token will see, its own place last and not yet filled, [B, K, S, D] twice.
+
+        window: the layer's, which a short run's buffers need not know.
+        """
+        past = self.end if window is None else min(self.end, window - 1)
+        if self.end == self.k.shape[2]:
+            for t in (self.k, self.v):
+                t[:, :, :past] = t[:, :, self.end - past :].clone()
+            self.end = past
+        self.end += 1
+        return self.k.narrow(2, self.end - past - 1, past + 1), self.v.narrow(2, self.end - past - 1, past + 1)
+
 
 class Cache:
     """One text, or a batch of texts of equal length, as far as it was computed."""
@@ -54,8 +67,8 @@ class Cache:
         for layer in config.layers:
             window = layer.window if layer.window and layer.window + SLACK < capacity else None
             rows = window + SLACK if window else capacity
-            shape = (batch, config.n_kv_head, rows, config.d_head)
-            self.layers.append(Keys(torch.empty(shape, device=device, dtype=dtype), window))
+            shape = (batch, rows, config.n_kv_head, config.d_head)  # a token's numbers lie together, however many rows
+            self.layers.append(Keys(torch.empty(shape, device=device, dtype=dtype).transpose(1, 2), window))
 
     def where(self, T: int) -> slice:
         """Positions of the next T tokens."""

@@ -32,6 +32,7 @@ def plain(sampling: Sampling) -> bool:
     )
 
 
+@torch.inference_mode()
 def certain(
     logits: Tensor, adjusted: Tensor, samplings: Sequence[Sampling], draws: Sequence[float], errors: Sequence[float]
 ) -> list[Choice | None]:
@@ -39,8 +40,33 @@ def certain(
 
     logits: [n, V], float32; adjusted: [n, tokens that may be chosen], with biases and penalties. draws: as from `rng`.
     """
-    size = adjusted.shape[1]
     head = max(2 if s.greedy else s.top_k + 1 if s.top_k else HEAD for s in samplings)
+    found = _certain(logits, adjusted, samplings, draws, errors, head)
+    again = [i for i, c in enumerate(found) if c is None and not samplings[i].greedy and not samplings[i].top_k]
+    if again and head < adjusted.shape[1]:  # perhaps only because the tail was not looked at
+        wide = _certain(
+            logits[again],
+            adjusted[again],
+            [samplings[i] for i in again],
+            [draws[i] for i in again],
+            [errors[i] for i in again],
+            adjusted.shape[1],
+        )
+        for i, choice in zip(again, wide, strict=True):
+            found[i] = choice
+    return found
+
+
+def _certain(
+    logits: Tensor,
+    adjusted: Tensor,
+    samplings: Sequence[Sampling],
+    draws: Sequence[float],
+    errors: Sequence[float],
+    head: int,
+) -> list[Choice | None]:
+    """The same, with a look at the `head` best tokens of each row."""
+    size = adjusted.shape[1]
     best, ids = _best(adjusted, min(head, size))
     total = logits.logsumexp(1).double()
     greedy = torch.tensor([s.greedy for s in samplings])

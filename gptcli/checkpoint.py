@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gptcli.compiled import Pass, find
 from gptcli.config import Config
 from gptcli.errors import BadCheckpoint, GptcliError, UsageError
 from gptcli.families import FAMILIES
@@ -53,6 +54,14 @@ class Checkpoint:
     eos_ids: frozenset[int]
     start_id: int | None
     notes: tuple[str, ...] = ()
+    _found: dict[str, Pass | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def one_token(self) -> Pass | None:
+        """The compiled pass of one token, where `gptcli optimize` has made it, with the weights as they are now."""
+        held = self._found.get("pass")
+        if "pass" not in self._found or (held and not held.fits()):
+            self._found["pass"] = find(self.decoder)
+        return self._found["pass"]
 
     @property
     def dtype(self) -> torch.dtype:

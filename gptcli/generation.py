@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gptcli.cache import Cache
 from gptcli.checkpoint import Checkpoint
+from gptcli.compiled import Pass
 from gptcli.errors import GptcliError, UsageError
 from gptcli.memory import check_fits
 from gptcli.model import Tape
@@ -179,14 +180,15 @@ class Text:
 
     def logits(self, cache: Cache, tape: Tape | None = None) -> Tensor:
         """Scores after it, [V]; the cache has seen its first tokens."""
-        return _next_logits(self.checkpoint, self.ids, cache, tape)
+        fast = self.checkpoint.one_token() if tape is None else None
+        return _next_logits(self.checkpoint, self.ids, cache, tape, fast)
 
     def alone(self) -> tuple[Tensor, Cache]:
         """Scores after it, [V], and its cache, as it gets them alone: its beginning at once, the rest one by one."""
         checkpoint = self.checkpoint
         cache = Cache(checkpoint.config, self.capacity, device=checkpoint.device, dtype=checkpoint.dtype)
         for n in range(self.n_first, len(self.ids) + 1):
-            logits = _next_logits(checkpoint, self.ids[:n], cache, None)
+            logits = _next_logits(checkpoint, self.ids[:n], cache, None, checkpoint.one_token())
         return logits, cache
 
     def draw(self) -> float:
@@ -272,14 +274,20 @@ def _slid(checkpoint: Checkpoint, ids: list[int], n_ctx: int) -> tuple[list[int]
 
 
 @torch.inference_mode()
-def _next_logits(checkpoint: Checkpoint, ids: Sequence[int], cache: Cache, tape: Tape | None) -> Tensor:
+def _next_logits(
+    checkpoint: Checkpoint, ids: Sequence[int], cache: Cache, tape: Tape | None, fast: Pass | None = None
+) -> Tensor:
     """Scores after the last of `ids`, of which the cache has seen the first. [V], float32, on the CPU, all finite."""
-    tokens = torch.tensor([list(ids)], device=checkpoint.device)
     if cache.outgrown(len(ids)):  # exact, as if never cached; dynamic rotary scaling pays it at every token
         cache.clear()
-    x = checkpoint.decoder.stream(tokens[:, cache.n_seen :], cache, tape)
-    logits = checkpoint.decoder.readout(x[:, -1:])[0, -1].to("cpu", torch.float32)
+    if fast and 0 < cache.n_seen == len(ids) - 1:
+        logits = fast(ids[-1], cache)
+    else:
+        tokens = torch.tensor([ids[cache.n_seen :]], device=checkpoint.device)
+        x = checkpoint.decoder.stream(tokens, cache, tape)
+        logits = checkpoint.decoder.readout(x[:, -1:])[0, -1].to("cpu", torch.float32)
     if not bool(logits.isfinite().all()):
+        tokens = torch.tensor([list(ids)], device=checkpoint.device)
         raise GptcliError(
             f"the scores after token {cache.n_seen} are not numbers: {_culprit(checkpoint, tokens)}",
             hint="the weights are damaged, or too large for this dtype: try --dtype float32",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gptcli.cache import Cache, Keys
 from gptcli.config import Config, Rope
+from gptcli.linear import Linear, linear
 from gptcli.rope import angles, turn
 from gptcli.rows import RowKeys, Rows
 
@@ -70,13 +71,13 @@ class Attention(nn.Module):
         super().__init__()
         self.config, self.layer, self.index = config, config.layers[index], index
         C, H, K, D = config.d_model, config.n_head, config.n_kv_head, config.d_head
-        self.q = nn.Linear(C, H * D, bias=config.qkv_bias)
-        self.k = nn.Linear(C, K * D, bias=config.qkv_bias)
-        self.v = nn.Linear(C, K * D, bias=config.qkv_bias)
+        self.q = Linear(C, H * D, bias=config.qkv_bias)
+        self.k = Linear(C, K * D, bias=config.qkv_bias)
+        self.v = Linear(C, K * D, bias=config.qkv_bias)
         if config.qk_norm:
             self.q_norm = Norm(config, *config.qk_norm_shape(H), bias=config.qk_norm_bias)
             self.k_norm = Norm(config, *config.qk_norm_shape(K), bias=config.qk_norm_bias)
-        self.out = nn.Linear(H * D, C, bias=config.out_bias)
+        self.out = Linear(H * D, C, bias=config.out_bias)
 
     def forward(self, x: Tensor, turns: Angles, keys: Keys | RowKeys | None, tape: Tape | None) -> Tensor:
         c, layer, (B, T, _) = self.config, self.layer, x.shape
@@ -120,6 +121,11 @@ def visible(T: int, S: int, window: int | None, device: torch.device, lengths: T
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
     """softmax(scale q.k) v over the visible keys. q: [B, H, T, D]; k, v: [B, K, S, D], shared by H/K neighbours."""
     T, S = q.shape[2], k.shape[2]
+    if (
+        softcap is None and T == 1 and (mask is None or mask.ndim == 4)
+    ):  # heads that share keys ask as neighbours: no key is read twice
+        asked = q.reshape(len(q), k.shape[1], -1, q.shape[3])  # [B, K, H/K, D]
+        return F.scaled_dot_product_attention(asked, k, v, mask, scale=scale).reshape(q.shape)
     if softcap is None:
         causal = mask is None and T > 1
         return F.scaled_dot_product_attention(
@@ -151,9 +157,9 @@ class MLP(nn.Module):
         super().__init__()
         C, F_ = config.d_model, config.d_ff
         self.act = ACTIVATIONS[config.act]
-        self.gate = nn.Linear(C, F_, bias=config.mlp_bias) if config.gated else None
-        self.up = nn.Linear(C, F_, bias=config.mlp_bias)
-        self.down = nn.Linear(F_, C, bias=config.mlp_bias)
+        self.gate = Linear(C, F_, bias=config.mlp_bias) if config.gated else None
+        self.up = Linear(C, F_, bias=config.mlp_bias)
+        self.down = Linear(F_, C, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         up = self.up(x)  # [B, T, F]
@@ -201,13 +207,13 @@ class Decoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.ropes = {layer.rope for layer in config.layers if layer.rope}
+        self.ropes = tuple(dict.fromkeys(layer.rope for layer in config.layers if layer.rope))
         self.embed = _table(config.n_vocab, config.d_vocab)
         self.pos_embed = _table(config.n_ctx, config.d_model) if config.learned_positions else None
-        self.embed_in = nn.Linear(config.d_vocab, config.d_model, bias=False) if config.d_embed else None
+        self.embed_in = Linear(config.d_vocab, config.d_model, bias=False) if config.d_embed else None
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.final_norm = Norm(config, config.d_model) if config.final_norm else None
-        self.embed_out = nn.Linear(config.d_model, config.d_vocab, bias=False) if config.d_embed else None
+        self.embed_out = Linear(config.d_model, config.d_vocab, bias=False) if config.d_embed else None
         self.head = Head(config)
 
     def forward(self, ids: Tensor, cache: Cache | Rows | None = None, tape: Tape | None = None) -> Tensor:
@@ -219,26 +225,33 @@ class Decoder(nn.Module):
 
         Raises ValueError for more tokens than the cache was made for, or when it has outgrown its frequencies.
         """
-        c, T = self.config, ids.shape[1]
+        T = ids.shape[1]
         start = cache.n_seen if cache else 0
         if cache and (start + T > cache.capacity or cache.outgrown(start + T)):
             raise ValueError(f"a cache for {cache.capacity} tokens that has seen {start} cannot take {T} more")
-        x = self.embed(ids)
-        if c.embed_scale != 1.0:
-            x = x * torch.tensor(c.embed_scale, dtype=x.dtype, device=x.device)
-        if self.embed_in:
-            x = self.embed_in(x)
-        where = cache.where(T) if cache else slice(0, T)  # positions, [B, 1] where the rows' differ
-        if self.pos_embed:
-            x = x + self.pos_embed.weight[where]
+        where = cache.where(T) if cache else slice(0, T)
+        x = self.begin(ids, self.pos_embed.weight[where] if self.pos_embed else None)
         if tape:
             x = tape.start(x)
-        turns = {rope: self._angles(rope, start + T, where, cache, x) for rope in self.ropes}
+        turns = self.turns(where, start + T, cache)
         for i, block in enumerate(self.blocks):
             x = block(x, turns, cache.layers[i] if cache else None, tape)
         if cache:
             cache.advance(T)
         return x
+
+    def begin(self, ids: Tensor, position: Tensor | None) -> Tensor:
+        """The vectors of the tokens, and of their places, [T, C], in families that learn these. [B, T] -> [B, T, C]."""
+        x = self.embed(ids)
+        if self.config.embed_scale != 1.0:
+            x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype, device=x.device)
+        if self.embed_in:
+            x = self.embed_in(x)
+        return x if position is None else x + position
+
+    def turns(self, where: slice | Tensor, stop: int, cache: Cache | Rows | None) -> Angles:
+        """How far the rotary families turn what stands at these places, the last before `stop`; [B, 1] of rows."""
+        return {rope: self._angles(rope, where, stop, cache) for rope in self.ropes}
 
     def readout(self, x: Tensor) -> Tensor:
         """Vectors of the stream to scores: final norm, head, scale and cap. [..., C] -> [..., V]."""
@@ -247,19 +260,19 @@ class Decoder(nn.Module):
             x = self.final_norm(x)
         if self.embed_out:
             x = self.embed_out(x)
-        logits = F.linear(x, self.embed.weight if self.head.weight is None else self.head.weight, self.head.bias)
+        logits = self.head(x, self.embed.weight)
         if c.logit_scale != 1.0:
             logits = logits * c.logit_scale
         return logits if c.final_softcap is None else c.final_softcap * torch.tanh(logits / c.final_softcap)
 
     def _angles(
-        self, rope: Rope, stop: int, where: slice | Tensor, cache: Cache | Rows | None, x: Tensor
+        self, rope: Rope, where: slice | Tensor, stop: int, cache: Cache | Rows | None
     ) -> tuple[Tensor, Tensor]:
-        regime = rope.regime(stop)
+        regime, device, dtype = rope.regime(stop), self.embed.weight.device, self.embed.weight.dtype
         if cache is None:
-            return angles(rope, stop, regime, x.device, x.dtype)
+            return angles(rope, stop, regime, device, dtype)
         if (rope, regime) not in cache.angles:
-            cache.angles[rope, regime] = angles(rope, cache.capacity, regime, x.device, x.dtype)
+            cache.angles[rope, regime] = angles(rope, cache.capacity, regime, device, dtype)
         cos, sin = cache.angles[rope, regime]
         cos, sin = cos[where], sin[where]
         return (cos, sin) if isinstance(where, slice) else (cos[:, None], sin[:, None])  # [B, 1, 1, dim]
@@ -277,3 +290,6 @@ class Head(nn.Module):
         super().__init__()
         self.weight = None if config.tied else nn.Parameter(torch.empty(config.n_vocab, config.d_vocab))
         self.bias = nn.Parameter(torch.zeros(config.n_vocab)) if config.head_bias else None
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return linear(x, embedding if self.weight is None else self.weight, self.bias)

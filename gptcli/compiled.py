@@ -1,0 +1,225 @@
+"""One token's pass as machine code: made once by `gptcli optimize`, kept in the user's cache, found again by its key.
+
+    Decoder ── make ──> KEY.pt2        torch.export, then inductor: the decoder's own code, unrolled over its layers
+    Decoder ── find ──> Pass | None    the same numbers, without Python between them and two to five times as fast
+
+The file holds code and no weights: these are handed over as they lie in memory, so it is good for every checkpoint of
+the same shape and can never be out of date. Its key is all that the code depends on: the shape, the dtypes, this
+package's own source, torch, the processor. It is loaded by torch's C++ loader, which unpickles nothing; and only from
+a folder that nobody else can write to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import stat
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gptcli.cache import Cache
+from gptcli.errors import GptcliError
+from gptcli.model import Decoder
+
+SOURCES = ("model.py", "linear.py", "rope.py", "cache.py", "compiled.py")
+FORMAT = 1
+
+
+class _Seen:
+    """A layer's keys and values with room for one more, as `Keys.room` hands them over."""
+
+    lengths = None
+
+    def __init__(self, k: Tensor, v: Tensor) -> None:
+        self.k, self.v = k, v
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        self.k[:, :, -1:], self.v[:, :, -1:] = k, v
+        return self.k, self.v
+
+
+class _OneToken(nn.Module):
+    """What is compiled: the decoder for one token, everything that changes from token to token being an input."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(
+        self,
+        ids: Tensor,
+        position: Tensor | None,
+        turns: list[tuple[Tensor, Tensor]],
+        seen: list[tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """ids: [1, 1]; position: [1, C] -> scores, [V], float32."""
+        angles = dict(zip(self.decoder.ropes, turns, strict=True))
+        x = self.decoder.begin(ids, position)
+        for block, (k, v) in zip(self.decoder.blocks, seen, strict=True):
+            x = block(x, angles, _Seen(k, v), None)  # type: ignore[arg-type]
+        return self.decoder.readout(x)[0, -1].float()
+
+
+class Pass:
+    """A compiled pass and the decoder whose weights it reads."""
+
+    def __init__(self, decoder: Decoder, file: Path) -> None:
+        self.decoder, self.file = decoder, file
+        self._windows = [layer.window for layer in decoder.config.layers]
+        # torch's Python wrapper of this imports the whole compiler, and reads a description of the arguments each time
+        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(file), "model", False, 1, -1)
+        weights = {f"decoder.{name}": tensor for name, tensor in _weights(decoder)}
+        names = self._loader.get_constant_fqns()
+        self._held = {name: weights[name] for name in names}  # the code keeps addresses only
+        self._loader.load_constants(self._held, False, True, True)
+
+    def fits(self) -> bool:
+        """Whether the decoder still has the weights that the code was given."""
+        weights = {f"decoder.{name}": tensor for name, tensor in _weights(self.decoder)}
+        return all(weights.get(name) is tensor for name, tensor in self._held.items())
+
+    def __call__(self, id: int, cache: Cache) -> Tensor:
+        """Scores after one more token, [V], float32. The cache must have seen a token and have room for another."""
+        decoder, start = self.decoder, cache.n_seen
+        inputs = [torch.tensor([[id]])]
+        if decoder.pos_embed:
+            inputs.append(decoder.pos_embed.weight[start : start + 1])
+        for pair in decoder.turns(slice(start, start + 1), start + 1, cache).values():
+            inputs += pair
+        for keys, window in zip(cache.layers, self._windows, strict=True):
+            inputs += keys.room(window)
+        cache.n_seen += 1
+        return self._loader.boxed_run(inputs)[0]  # type: ignore[no-any-return]
+
+
+def takes(decoder: Decoder) -> bool:
+    """Whether a pass can be compiled: on the CPU, with more than one token to look back on in every layer."""
+    c = decoder.config
+    short = min([c.n_ctx, *(layer.window for layer in c.layers if layer.window)])
+    return decoder.embed.weight.device.type == "cpu" and short > 2
+
+
+def find(decoder: Decoder) -> Pass | None:
+    """The compiled pass, if `make` has made it on this machine; one that does not load counts as none."""
+    if os.environ.get("GPTCLI_COMPILED") == "0" or not takes(decoder):
+        return None
+    file = folder() / f"{key(decoder)}.pt2"
+    try:
+        if not _ours(file) or not _ours(file.parent):
+            return None
+        return Pass(decoder, file)
+    except (OSError, RuntimeError, KeyError):
+        return None
+
+
+@torch.no_grad()
+def make(decoder: Decoder) -> Path:
+    """Compiles one token's pass and keeps it, in half a minute to two minutes. Raises GptcliError without a compiler.
+
+    The file appears whole or not at all.
+    """
+    import torch._inductor.config
+    from torch._inductor import aoti_compile_and_package
+    from torch.export import Dim, export
+
+    c = decoder.config
+    cache = Cache(c, min(c.n_ctx, 64), dtype=decoder.embed.weight.dtype)
+    n = min([c.n_ctx - 1, 8, *(layer.window - 1 for layer in c.layers if layer.window)])
+    decoder.stream(torch.zeros(1, n, dtype=torch.long), cache)
+    seen = [keys.room(layer.window) for keys, layer in zip(cache.layers, c.layers, strict=True)]
+    reach = {
+        layer.window: Dim(f"seen_{layer.window or 'all'}", min=2, max=layer.window or c.n_ctx) for layer in c.layers
+    }
+    position = decoder.pos_embed.weight[n : n + 1] if decoder.pos_embed else None
+    turns = list(decoder.turns(slice(n, n + 1), n + 1, cache).values())
+    shapes = (
+        None,
+        None,
+        [(None, None) for _ in turns],
+        [({2: reach[layer.window]}, {2: reach[layer.window]}) for layer in c.layers],
+    )
+    target = folder() / f"{key(decoder)}.pt2"
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as room:
+        made = Path(room) / "pass.pt2"
+        try:
+            program = export(
+                _OneToken(decoder), (torch.zeros(1, 1, dtype=torch.long), position, turns, seen), dynamic_shapes=shapes
+            )
+            aoti_compile_and_package(
+                program,
+                package_path=str(made),
+                inductor_configs={
+                    "aot_inductor.package_constants_in_so": False,
+                    "always_keep_tensor_constants": True,
+                    "aot_inductor.compile_wrapper_opt_level": "O1",
+                },
+            )
+        except Exception as error:  # what a compiler may raise is not for us to list
+            first = str(error).strip().splitlines()[:1]
+            raise GptcliError(
+                f"one token's pass could not be compiled: {type(error).__name__}: {''.join(first)}"
+            ) from error
+        made.chmod(0o600)
+        made.replace(target)
+    return target
+
+
+def key(decoder: Decoder) -> str:
+    """All that the machine code depends on, as 32 hex digits."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for part in (
+        FORMAT,
+        torch.__version__,
+        torch.get_num_threads(),
+        _processor(),
+        decoder.config,
+        list(_kinds(decoder)),
+    ):
+        digest.update(repr(part).encode() + b"\0")
+    for name in SOURCES:
+        digest.update((here / name).read_bytes() + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def folder() -> Path:
+    """$XDG_CACHE_HOME/gptcli/compiled, or in ~/.cache; it need not exist, and can be deleted at any time."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (home if home.is_absolute() else Path("~/.cache").expanduser()) / "gptcli" / "compiled"
+
+
+def _weights(decoder: Decoder) -> Iterable[tuple[str, Tensor]]:
+    yield from decoder.named_parameters()
+    yield from decoder.named_buffers()
+
+
+def _kinds(decoder: Decoder) -> Iterable[tuple[Any, ...]]:
+    """Names, shapes, dtypes and layout of the weights: what the code takes for granted of them."""
+    for name, tensor in _weights(decoder):
+        yield name, tuple(tensor.shape), tuple(tensor.stride()), str(tensor.dtype)
+
+
+def _processor() -> str:
+    """The processor and what it can do: code for one may not run on another that shares the folder."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        found = [line for line in lines if line.startswith(("model name", "flags", "Features"))][:2]
+    except OSError:
+        found = []
+    return "\n".join([platform.machine(), platform.processor(), torch.backends.cpu.get_cpu_capability(), *found])
+
+
+def _ours(path: Path) -> bool:
+    """Whether it is there, is this user's, and nobody else can write to it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return os.name == "nt" or (found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))

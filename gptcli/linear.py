@@ -1,0 +1,114 @@
+"""Vectors times a matrix, [..., K] x [N, K] -> [..., N]: the place where nearly all time goes.
+
+One token reads every weight once, so the matrix should come from memory at full speed. A product of matrices is made
+for many rows and reaches half of it with one. When one token's pass is compiled (compiled.py), the sum is therefore
+spelled out: the compiler makes one loop of it that converts, multiplies and adds in float32 while it reads.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUP = 32  # weights of a row that share a scale, in 4 bits
+FEW = 8  # rows up to which 8 bits are multiplied as they lie; more are worth a matrix in the dtype of x
+TINY = 1e-30  # a scale is never 0
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b, in the dtype of x."""
+    if not one_row(x):
+        return F.linear(x, weight, bias)
+    y = row_times(x, weight)
+    return (y if bias is None else y + bias.float()).to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def one_row(x: Tensor) -> bool:
+    """Whether this is the pass of one token, on its way through the compiler."""
+    return torch.compiler.is_compiling() and x.numel() == x.shape[-1] and not torch.is_grad_enabled()
+
+
+def row_times(x: Tensor, weight: Tensor) -> Tensor:
+    """The sum spelled out, in float32. x: K numbers; [N, K] -> [N]."""
+    return (weight.float() * x.reshape(-1).float()).sum(-1)
+
+
+class Linear(nn.Linear):
+    """torch's own, but for one token's pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class Int8(nn.Module):
+    """A matrix in 8 bits, and one scale for each row of it: w = q * scale. The vectors stay as they are."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        w = weight.float()
+        self.weight, self.scale = nn.Buffer(torch.empty(0)), nn.Buffer(w.abs().amax(-1).clamp(min=TINY) / 127)  # [N]
+        self.weight = (w / self.scale[:, None]).round_().to(torch.int8)  # [N, K]
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        if one_row(x):
+            y = (row_times(x, self.weight) * self.scale)[None]
+        elif len(rows) <= FEW and x.device.type == "cpu":
+            y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scale.bfloat16())
+        else:  # whole numbers up to 127 are exact in every dtype
+            y = F.linear(rows, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+        y = y if self.bias is None else y + self.bias
+        return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+    def whole(self) -> Tensor:
+        """The matrix that it stands for, float32, [N, K]."""
+        return self.weight.float() * self.scale[:, None]
+
+
+class Int4(nn.Module):
+    """A matrix in 4 bits; each 32 weights of a row share a scale and a middle: w = (q - 8) * scale + middle."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        w = weight.float().unflatten(-1, (-1, GROUP))  # [N, K/32, 32]
+        q, scale, middle = _in_4_bits(w)
+        packed = torch._convert_weight_to_int4pack_for_cpu(q.flatten(1).int(), 1)  # the order that the kernel reads
+        self.weight, self.scales = nn.Buffer(packed), nn.Buffer(torch.stack((scale, middle), -1).transpose(0, 1))
+        self.scales = self.scales.contiguous()  # [K/32, N, 2]
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).bfloat16()
+        y = torch._weight_int4pack_mm_for_cpu(rows, self.weight, GROUP, self.scales)
+        y = y if self.bias is None else y + self.bias
+        return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def takes(weight: Tensor) -> bool:
+        """Whether the kernel has a form for it."""
+        return weight.shape[0] % 16 == 0 and weight.shape[1] % GROUP == 0
+
+
+def _in_4_bits(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The 16 levels of each group that fit it best: q, scale, middle; w is about (q - 8) * scale + middle.
+
+    The range from least to greatest, or a part of it: what is cut off errs more, and the rest less. [N, G, 32] ->
+    [N, G, 32], and bfloat16 [N, G] twice.
+    """
+    low, high = w.amin(-1), w.amax(-1)
+    best = torch.full_like(low, torch.inf)
+    kept = [torch.empty_like(low) for _ in range(2)]
+    found = torch.empty_like(w)
+    for part in (1.0, 0.95, 0.9, 0.85, 0.8):
+        scale = ((high - low) * part / 15).clamp(min=TINY).bfloat16().float()
+        middle = ((high + low) / 2 + scale / 2).bfloat16().float()  # q from 0 to 15 has its own middle at 7.5
+        q = ((w - middle[..., None]) / scale[..., None] + 8).round_().clamp_(0, 15)
+        error = ((q - 8) * scale[..., None] + middle[..., None] - w).square().sum(-1)
+        better = error < best
+        best = torch.where(better, error, best)
+        for old, new in zip(kept, (scale, middle), strict=True):
+            old[better] = new[better]
+        found[better] = q[better]
+    return found, kept[0].bfloat16(), kept[1].bfloat16()
