@@ -10,8 +10,9 @@ What the steps say of a token beside it (logprob, p, margin, top) is of the comm
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from itertools import chain, islice
 from math import inf
 
@@ -49,8 +50,31 @@ def generate_batch(
     if n_rows > 1:
         yield from _Batch(checkpoint, n_rows).run(every)
         return
+    prompts = _Prompts(checkpoint)
     for number, request in every:
-        yield from _alone(checkpoint, number, request)
+        yield from prompts.alone(number, request)
+
+
+class InOrder:
+    """The steps of many texts, handed out text by text; those that come too early wait."""
+
+    def __init__(self, steps: Iterator[tuple[int, Step]]) -> None:
+        self._steps = steps
+        self._waiting = defaultdict[int, deque[Step]](deque)
+
+    def text(self, number: int) -> Iterator[Step]:
+        """All steps of one text, each as soon as it is there."""
+        while True:
+            while not (waiting := self._waiting[number]):
+                found = next(self._steps, None)
+                if found is None:
+                    return
+                self._waiting[found[0]].append(found[1])
+            step = waiting.popleft()
+            yield step
+            if step.finish:
+                del self._waiting[number]
+                return
 
 
 def exact_enough(checkpoint: Checkpoint) -> bool:
@@ -58,10 +82,27 @@ def exact_enough(checkpoint: Checkpoint) -> bool:
     return all(t.dtype == torch.float32 for t in checkpoint.decoder.state_dict().values())
 
 
-def _alone(checkpoint: Checkpoint, number: int, request: Request) -> Iterator[tuple[int, Step]]:
-    values = {field.name: getattr(request, field.name) for field in fields(request)}
-    for step in generate(checkpoint, **values):
-        yield number, step
+class _Prompts:
+    """Computes prompts, and the same one after another only once."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._last: tuple[int, Start] | None = None
+
+    def start(self, request: Request) -> Start:
+        """The request's prompt, computed alone."""
+        prompt, n = request.prompt, request.max_tokens
+        if not isinstance(prompt, Prompt):
+            prompt = prepare(self.checkpoint, prompt, max_tokens=n, overflow=request.overflow)
+        if self._last is None or self._last[0] != n or self._last[1].prompt != prompt:
+            self._last = n, start(self.checkpoint, prompt, max_tokens=n)
+        return self._last[1]
+
+    def alone(self, number: int, request: Request) -> Iterator[tuple[int, Step]]:
+        """All of a text, by itself."""
+        values = {field.name: getattr(request, field.name) for field in fields(request)}
+        for step in generate(self.checkpoint, **values | {"prompt": self.start(request)}):
+            yield number, step
 
 
 def _that_fit(checkpoint: Checkpoint, requests: list[Request]) -> int:
@@ -92,7 +133,7 @@ class _Batch:
         self.rows = Rows(checkpoint.config, n_rows, device=checkpoint.device, dtype=checkpoint.dtype)
         self.texts = list[Text]()
         self.numbers = list[int]()
-        self.begin: tuple[int, Start] | None = None  # the prompt that was computed last, and for how many more tokens
+        self.prompts = _Prompts(checkpoint)
         self.witness: tuple[Text, Cache] | None = None  # the text that is computed alone too
         self.largest: float | None = None  # difference of a logit, alone and together
 
@@ -112,18 +153,13 @@ class _Batch:
     def _join(self, row: int, waiting: Iterator[tuple[int, Request]]) -> Generator[tuple[int, Step], None, bool]:
         """Puts the next text that lasts into a row; False if there is none."""
         for number, request in waiting:
-            prompt, n = request.prompt, request.max_tokens
-            if not isinstance(prompt, Prompt):
-                prompt = prepare(self.checkpoint, prompt, max_tokens=n, overflow=request.overflow)
-            text = Text(self.checkpoint, prompt, request)
+            begin = self.prompts.start(request)
+            text = Text(self.checkpoint, begin.prompt, request)
             if text.outgrows:
-                yield from _alone(self.checkpoint, number, replace(request, prompt=prompt))
+                yield from self.prompts.alone(number, request)
                 continue
             if text.finish:
                 continue
-            if self.begin is None or self.begin[0] != n or self.begin[1].prompt != prompt:
-                self.begin = n, start(self.checkpoint, prompt, max_tokens=n)
-            begin = self.begin[1]
             step = text.take(begin.logits, text.choose(begin.logits, text.draw()))
             yield number, step
             if step.finish:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +25,8 @@ from gptcli.layout import Layout, Part, Placement, look, stored_names
 from gptcli.memory import check_fits
 from gptcli.model import Decoder
 from gptcli.model_choice import chosen_model
+from gptcli.quantize import KINDS, Bits, keep, kept, restore
+from gptcli.quantize import quantize as quantized
 from gptcli.tokens import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -82,6 +84,7 @@ def load(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: str = "none",
     revision: str | None = None,
     allow_config: Sequence[str] = (),
 ) -> Checkpoint:
@@ -89,14 +92,15 @@ def load(
 
     Without a name it is the checkpoint that comes with gptcli.
     dtype "auto" keeps the files' own, but float16 becomes float32 on the CPU, which is slow in it or cannot do it.
+    quantize "int8" or "int4" rounds the matrices, see quantize.py.
     Holds the weights once plus one tensor. Raises NotFound, BadCheckpoint, Unsupported, OutOfMemory.
     """
     if name is None:
         name = chosen_model({})
-    return load_layout(look(name, revision=revision, allow=allow_config), device=device, dtype=dtype)
+    return load_layout(look(name, revision=revision, allow=allow_config), device=device, dtype=dtype, quantize=quantize)
 
 
-def load_layout(layout: Layout, *, device: str = "auto", dtype: str = "auto") -> Checkpoint:
+def load_layout(layout: Layout, *, device: str = "auto", dtype: str = "auto", quantize: str = "none") -> Checkpoint:
     """Loads what `look` has found."""
     where = pick_device(device)
     kind = STORED[layout.dtype] if dtype == "auto" else DTYPES.get(dtype)
@@ -104,6 +108,8 @@ def load_layout(layout: Layout, *, device: str = "auto", dtype: str = "auto") ->
         raise UsageError(f"dtype {dtype!r} is not known", hint=f"choose auto, {', '.join(DTYPES)}")
     if dtype == "auto" and kind == torch.float16 and where.type == "cpu":
         kind = torch.float32
+    if quantize not in ("none", *KINDS):
+        raise UsageError(f"quantize {quantize!r} is not known", hint=f"choose none, {', '.join(KINDS)}")
     check_fits(layout.config.n_params() * kind.itemsize, where, what="the weights")
     tokenizer = Tokenizer.from_folder(layout.source.folder, n_vocab=layout.config.n_vocab)
     eos_ids = layout.eos_ids | tokenizer.eos_ids
@@ -115,7 +121,9 @@ def load_layout(layout: Layout, *, device: str = "auto", dtype: str = "auto") ->
         folder=layout.source.folder,
         family=layout.family,
         config=layout.config,
-        decoder=_fill(layout, where, kind),
+        decoder=_fill(layout, where, kind)
+        if quantize == "none"
+        else _rounded(layout, where, kind, cast(Bits, quantize)),
         tokenizer=tokenizer,
         config_json=layout.config_json,
         generation_config=layout.generation_config,
@@ -151,6 +159,20 @@ def _fill(layout: Layout, device: torch.device, dtype: torch.dtype) -> Decoder:
     if empty:
         raise BadCheckpoint(f"{empty[0]} was not filled")
     return decoder.eval()
+
+
+def _rounded(layout: Layout, device: torch.device, dtype: torch.dtype, bits: Bits) -> Decoder:
+    """The same with rounded matrices; found in the user's cache, or rounded now and kept there."""
+    file = kept(layout, dtype, bits)
+    with torch.device("meta"):
+        decoder = Decoder(layout.config)
+    if device.type == "cpu" and restore(decoder, file):
+        return decoder.eval()
+    decoder = _fill(layout, device, dtype)
+    quantized(decoder, bits)
+    if device.type == "cpu":
+        keep(decoder, file)
+    return decoder
 
 
 def stored_parts(

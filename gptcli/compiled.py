@@ -14,9 +14,11 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import stat
+import re
 import tempfile
-from collections.abc import Iterable
+import time
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,13 @@ from torch import Tensor, nn
 
 from gptcli.cache import Cache
 from gptcli.errors import GptcliError
+from gptcli.linear import GROUP
 from gptcli.model import Decoder
+from gptcli.user_cache import is_ours, user_cache
 
 SOURCES = ("model.py", "linear.py", "rope.py", "cache.py", "compiled.py")
 FORMAT = 1
+_CONSTANT = re.compile(r"constant\d+")
 
 
 class _Seen:
@@ -62,7 +67,7 @@ class _OneToken(nn.Module):
         angles = dict(zip(self.decoder.ropes, turns, strict=True))
         x = self.decoder.begin(ids, position)
         for block, (k, v) in zip(self.decoder.blocks, seen, strict=True):
-            x = block(x, angles, _Seen(k, v), None)  # type: ignore[arg-type]
+            x = block(x, angles, _Seen(k, v), None)
         return self.decoder.readout(x)[0, -1].float()
 
 
@@ -76,13 +81,14 @@ class Pass:
         self._loader = torch._C._aoti.AOTIModelPackageLoader(str(file), "model", False, 1, -1)
         weights = {f"decoder.{name}": tensor for name, tensor in _weights(decoder)}
         names = self._loader.get_constant_fqns()
-        self._held = {name: weights[name] for name in names}  # the code keeps addresses only
-        self._loader.load_constants(self._held, False, True, True)
+        group = torch.tensor(GROUP)  # inductor makes the one number that the 4-bit kernel is called with a constant
+        self._held = {name: group if _CONSTANT.fullmatch(name) else weights[name] for name in names}
+        self._loader.load_constants(self._held, False, True, True)  # addresses only: _held keeps them alive
 
     def fits(self) -> bool:
         """Whether the decoder still has the weights that the code was given."""
         weights = {f"decoder.{name}": tensor for name, tensor in _weights(self.decoder)}
-        return all(weights.get(name) is tensor for name, tensor in self._held.items())
+        return all(weights.get(name) is tensor for name, tensor in self._held.items() if not _CONSTANT.fullmatch(name))
 
     def __call__(self, id: int, cache: Cache) -> Tensor:
         """Scores after one more token, [V], float32. The cache must have seen a token and have room for another."""
@@ -95,7 +101,7 @@ class Pass:
         for keys, window in zip(cache.layers, self._windows, strict=True):
             inputs += keys.room(window)
         cache.n_seen += 1
-        return self._loader.boxed_run(inputs)[0]  # type: ignore[no-any-return]
+        return self._loader.boxed_run(inputs)[0]
 
 
 def takes(decoder: Decoder) -> bool:
@@ -109,11 +115,9 @@ def find(decoder: Decoder) -> Pass | None:
     """The compiled pass, if `make` has made it on this machine; one that does not load counts as none."""
     if os.environ.get("GPTCLI_COMPILED") == "0" or not takes(decoder):
         return None
-    file = folder() / f"{key(decoder)}.pt2"
+    file = place(decoder)
     try:
-        if not _ours(file) or not _ours(file.parent):
-            return None
-        return Pass(decoder, file)
+        return Pass(decoder, file) if is_ours(file) else None
     except (OSError, RuntimeError, KeyError):
         return None
 
@@ -144,10 +148,11 @@ def make(decoder: Decoder) -> Path:
         [(None, None) for _ in turns],
         [({2: reach[layer.window]}, {2: reach[layer.window]}) for layer in c.layers],
     )
-    target = folder() / f"{key(decoder)}.pt2"
+    target = place(decoder)
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as room:
         made = Path(room) / "pass.pt2"
+        warnings.filterwarnings("ignore", category=FutureWarning)  # torch's, of its own inner names
         try:
             program = export(
                 _OneToken(decoder), (torch.zeros(1, 1, dtype=torch.long), position, turns, seen), dynamic_shapes=shapes
@@ -171,6 +176,38 @@ def make(decoder: Decoder) -> Path:
     return target
 
 
+@torch.inference_mode()
+def difference(decoder: Decoder, one: Pass, ids: Sequence[int]) -> tuple[float, float]:
+    """How far the compiled pass's scores are from the decoder's own on a text: the most, and the largest score."""
+    caches = [Cache(decoder.config, len(ids), dtype=decoder.embed.weight.dtype) for _ in range(2)]
+    for cache in caches:
+        decoder.stream(torch.tensor([ids[:1]]), cache)
+    most = largest = 0.0
+    for id in ids[1:]:
+        ours = decoder.readout(decoder.stream(torch.tensor([[id]]), caches[0]))[0, -1].float()
+        most = max(most, float((one(id, caches[1]) - ours).abs().max()))
+        largest = max(largest, float(ours.abs().max()))
+    return most, largest
+
+
+@torch.inference_mode()
+def tokens_per_second(decoder: Decoder, one: Pass | None, *, seconds: float = 2.0) -> float:
+    """Of plain decoding from the start of a context, without choosing; the best of a few stretches."""
+    n = min(64, decoder.config.n_ctx - 2)
+    best, end = 0.0, time.perf_counter() + seconds
+    while not best or time.perf_counter() < end:
+        cache = Cache(decoder.config, n + 1, dtype=decoder.embed.weight.dtype)
+        decoder.stream(torch.zeros(1, 1, dtype=torch.long), cache)
+        began = time.perf_counter()
+        for _ in range(n):
+            if one:
+                one(0, cache)
+            else:
+                decoder.readout(decoder.stream(torch.zeros(1, 1, dtype=torch.long), cache))
+        best = max(best, n / (time.perf_counter() - began))
+    return best
+
+
 def key(decoder: Decoder) -> str:
     """All that the machine code depends on, as 32 hex digits."""
     digest = hashlib.sha256()
@@ -189,10 +226,9 @@ def key(decoder: Decoder) -> str:
     return digest.hexdigest()[:32]
 
 
-def folder() -> Path:
-    """$XDG_CACHE_HOME/gptcli/compiled, or in ~/.cache; it need not exist, and can be deleted at any time."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (home if home.is_absolute() else Path("~/.cache").expanduser()) / "gptcli" / "compiled"
+def place(decoder: Decoder) -> Path:
+    """Where the compiled pass is kept; it need not exist."""
+    return user_cache("compiled") / f"{key(decoder)}.pt2"
 
 
 def _weights(decoder: Decoder) -> Iterable[tuple[str, Tensor]]:
@@ -214,12 +250,3 @@ def _processor() -> str:
     except OSError:
         found = []
     return "\n".join([platform.machine(), platform.processor(), torch.backends.cpu.get_cpu_capability(), *found])
-
-
-def _ours(path: Path) -> bool:
-    """Whether it is there, is this user's, and nobody else can write to it."""
-    try:
-        found = path.stat()
-    except OSError:
-        return False
-    return os.name == "nt" or (found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))

@@ -44,12 +44,17 @@ class Linear(nn.Linear):
 class Int8(nn.Module):
     """A matrix in 8 bits, and one scale for each row of it: w = q * scale. The vectors stay as they are."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        w = weight.float()
-        self.weight, self.scale = nn.Buffer(torch.empty(0)), nn.Buffer(w.abs().amax(-1).clamp(min=TINY) / 127)  # [N]
-        self.weight = (w / self.scale[:, None]).round_().to(torch.int8)  # [N, K]
+        self.weight, self.scale = nn.Buffer(weight), nn.Buffer(scale)  # [N, K], int8; [N], float32
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None) -> Int8:
+        """Rounds a matrix, [N, K]."""
+        w = weight.float()
+        scale = w.abs().amax(-1).clamp(min=TINY) / 127
+        return cls((w / scale[:, None]).round_().to(torch.int8), scale, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
@@ -70,20 +75,31 @@ class Int8(nn.Module):
 class Int4(nn.Module):
     """A matrix in 4 bits; each 32 weights of a row share a scale and a middle: w = (q - 8) * scale + middle."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        w = weight.float().unflatten(-1, (-1, GROUP))  # [N, K/32, 32]
-        q, scale, middle = _in_4_bits(w)
-        packed = torch._convert_weight_to_int4pack_for_cpu(q.flatten(1).int(), 1)  # the order that the kernel reads
-        self.weight, self.scales = nn.Buffer(packed), nn.Buffer(torch.stack((scale, middle), -1).transpose(0, 1))
-        self.scales = self.scales.contiguous()  # [K/32, N, 2]
+        self.weight, self.scale = (
+            nn.Buffer(weight),
+            nn.Buffer(scale),
+        )  # as its kernel reads them; [K/32, N, 2], bfloat16
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None) -> Int4:
+        """Rounds a matrix, [N, K]."""
+        q, scale, middle = _in_4_bits(weight.float().view(len(weight), -1, GROUP))
+        packed = torch._convert_weight_to_int4pack_for_cpu(q.view(weight.shape).int(), 1)
+        return cls(packed, torch.stack((scale, middle), -1).transpose(0, 1).contiguous(), bias)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).bfloat16()
-        y = torch._weight_int4pack_mm_for_cpu(rows, self.weight, GROUP, self.scales)
+        y = torch._weight_int4pack_mm_for_cpu(rows, self.weight, GROUP, self.scale)
         y = y if self.bias is None else y + self.bias
         return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+    def whole(self) -> Tensor:
+        """The matrix that it stands for, float32, [N, K]: its kernel alone knows the order, so it multiplies a one."""
+        one = torch.eye(self.scale.shape[0] * GROUP, dtype=torch.bfloat16)
+        return torch._weight_int4pack_mm_for_cpu(one, self.weight, GROUP, self.scale).T.float().contiguous()
 
     @staticmethod
     def takes(weight: Tensor) -> bool:
@@ -98,17 +114,15 @@ def _in_4_bits(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     [N, G, 32], and bfloat16 [N, G] twice.
     """
     low, high = w.amin(-1), w.amax(-1)
-    best = torch.full_like(low, torch.inf)
-    kept = [torch.empty_like(low) for _ in range(2)]
-    found = torch.empty_like(w)
+    q, least = torch.zeros_like(w), torch.full_like(low, torch.inf)
+    kept_scale, kept_middle = torch.zeros_like(low), torch.zeros_like(low)
     for part in (1.0, 0.95, 0.9, 0.85, 0.8):
-        scale = ((high - low) * part / 15).clamp(min=TINY).bfloat16().float()
+        scale = ((high - low) * (part / 15)).clamp(min=TINY).bfloat16().float()
         middle = ((high + low) / 2 + scale / 2).bfloat16().float()  # q from 0 to 15 has its own middle at 7.5
-        q = ((w - middle[..., None]) / scale[..., None] + 8).round_().clamp_(0, 15)
-        error = ((q - 8) * scale[..., None] + middle[..., None] - w).square().sum(-1)
-        better = error < best
-        best = torch.where(better, error, best)
-        for old, new in zip(kept, (scale, middle), strict=True):
-            old[better] = new[better]
-        found[better] = q[better]
-    return found, kept[0].bfloat16(), kept[1].bfloat16()
+        tried = ((w - middle[..., None]) / scale[..., None] + 8).round_().clamp_(0, 15)
+        error = ((tried - 8) * scale[..., None] + middle[..., None] - w).square().sum(-1)
+        better = error < least
+        least, q = torch.where(better, error, least), torch.where(better[..., None], tried, q)
+        kept_scale = torch.where(better, scale, kept_scale)
+        kept_middle = torch.where(better, middle, kept_middle)
+    return q, kept_scale.bfloat16(), kept_middle.bfloat16()

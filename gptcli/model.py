@@ -11,6 +11,7 @@ position alone. The last vector is compared with the vector of every token, whic
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Literal, Protocol
 
 import torch
@@ -244,7 +245,7 @@ class Decoder(nn.Module):
         """The vectors of the tokens, and of their places, [T, C], in families that learn these. [B, T] -> [B, T, C]."""
         x = self.embed(ids)
         if self.config.embed_scale != 1.0:
-            x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype, device=x.device)
+            x = x * _rounded(self.config.embed_scale, x.dtype)
         if self.embed_in:
             x = self.embed_in(x)
         return x if position is None else x + position
@@ -276,6 +277,12 @@ class Decoder(nn.Module):
         cos, sin = cache.angles[rope, regime]
         cos, sin = cos[where], sin[where]
         return (cos, sin) if isinstance(where, slice) else (cos[:, None], sin[:, None])  # [B, 1, 1, dim]
+
+
+@cache
+def _rounded(value: float, dtype: torch.dtype) -> float:
+    """The number as that dtype has it; a number and no tensor, so that a compiled pass can write it down."""
+    return float(torch.tensor(value, dtype=dtype))
 
 
 def _table(rows: int, width: int) -> nn.Embedding:

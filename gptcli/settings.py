@@ -45,6 +45,7 @@ OPTIONS: Mapping[str, Option] = {
     "model": Option(str, None),
     "device": Option(str, "auto", ("auto", "cpu", "cuda", "cuda:N", "mps")),
     "dtype": Option(str, "auto", ("auto", "float32", "bfloat16", "float16")),
+    "quantize": Option(str, "none", ("none", "int8", "int4")),
     "max_tokens": Option(int, 128, Range(low=-1, whole=True)),  # -1: as many as the context holds
     "temperature": Option(float, BUILT_IN.temperature, RANGES["temperature"]),
     "top_k": Option(int, BUILT_IN.top_k, RANGES["top_k"]),

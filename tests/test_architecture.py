@@ -16,7 +16,7 @@ MODULES = {
 }
 HEAVY = {"torch", "safetensors", "tokenizers", "numpy"}
 TENSORS = {
-    *("gptcli.speed", "gptcli.untrained"),
+    *("gptcli.speed", "gptcli.untrained", "gptcli.compiled", "gptcli.linear", "gptcli.quantize"),
     *("gptcli.cache", "gptcli.checkpoint", "gptcli.compare", "gptcli.data", "gptcli.generation", "gptcli.lora"),
     *("gptcli.model", "gptcli.optimizer", "gptcli.rope", "gptcli.sample", "gptcli.saves", "gptcli.score"),
     *("gptcli.train", "gptcli.attention", "gptcli.trace", "gptcli.lens", "gptcli.divergence", "gptcli.ledger"),
@@ -26,12 +26,13 @@ TERMINAL = {"rich", "typer"}
 
 # each floor may import from itself and from the floors below it
 FLOORS = [
-    ("errors",),
+    ("errors", "user_cache"),
     ("records", "records_xray", "tables", "config", "sampling", "recipe", "presets"),
     ("config_json", "fixes", "folder", "settings", "text_stream", "places"),
-    ("configs", "memory", "tokens", "cache", "rope", "sample"),
+    ("configs", "memory", "tokens", "cache", "rope", "sample", "linear"),
     ("families", "model", "corpus", "pairs", "paper", "catalogue", "priming"),
-    ("layout", "data", "optimizer"),
+    ("layout", "data", "optimizer", "compiled"),
+    ("quantize",),
     ("checkpoint", "describe", "model_choice", "params", "budget", "speed"),
     ("generation", "train", "saves", "score", "lora"),
     ("compare", "untrained", "attention", "divergence"),

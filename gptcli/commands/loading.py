@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gptcli.render.output import hears, tell
 from gptcli.settings import Setting, settle
@@ -26,9 +26,17 @@ def look_chosen(
 
 
 def load_chosen(
-    flags: Mapping[str, Any], *, adapter: str | None = None, revision: str | None = None, allow: Sequence[str] = ()
+    flags: Mapping[str, Any],
+    *,
+    adapter: str | None = None,
+    revision: str | None = None,
+    allow: Sequence[str] = (),
+    rounded: Literal["never", "packed", "whole"] = "never",
 ) -> tuple[Checkpoint, dict[str, Setting]]:
-    """The checkpoint; a person who waits is told so."""
+    """The checkpoint; a person who waits is told so.
+
+    rounded: whether --quantize counts here, and as what: for the fast kernels, or as ordinary matrices to look into.
+    """
     waiting = hears() and not settle(flags)["quiet"].value
     if waiting:
         tell("\x1b[2mloading ...\x1b[0m")
@@ -36,12 +44,21 @@ def load_chosen(
         from gptcli.checkpoint import load_layout
 
         layout, settings = look_chosen(flags, adapter=adapter, revision=revision, allow=allow)
-        checkpoint = load_layout(layout, device=settings["device"].value, dtype=settings["dtype"].value)
+        bits: Any = settings["quantize"].value if rounded != "never" else "none"
+        now = bits if adapter is None else "none"  # an adapter is added before anything is rounded
+        checkpoint = load_layout(layout, device=settings["device"].value, dtype=settings["dtype"].value, quantize=now)
         if adapter is not None:
             from gptcli.lora import apply
             from gptcli.model_choice import adapter_folder
 
             apply(checkpoint, adapter_folder(adapter))
+        if bits != now or rounded == "whole":
+            from gptcli.quantize import quantize, whole
+
+            if bits != now:
+                quantize(checkpoint.decoder, bits)
+            if rounded == "whole":
+                whole(checkpoint.decoder)
     finally:
         if waiting:
             tell("\r\x1b[K")

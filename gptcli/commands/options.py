@@ -22,7 +22,19 @@ ALIASES = {
 # Options that the environment and the config file know too; see settings.py.
 SETTINGS = frozenset(
     (
-        *("model", "device", "dtype", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "num_samples"),
+        *(
+            "model",
+            "device",
+            "dtype",
+            "quantize",
+            "max_tokens",
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "seed",
+            "num_samples",
+        ),
         *("repetition_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty", "color", "overflow", "stop"),
         *("ignore_eos", "stats", "quiet"),
     )
@@ -58,6 +70,11 @@ Device = Annotated[
 Dtype = Annotated[
     str | None,
     typer.Option("--dtype", metavar="NAME", rich_help_panel=MODEL, help="auto, float32, bfloat16 or float16."),
+]
+
+Quantize = Annotated[
+    str | None,
+    typer.Option("--quantize", metavar="BITS", rich_help_panel=MODEL, help="Round the weights: int8, int4 or none."),
 ]
 
 Text = Annotated[

@@ -35,6 +35,7 @@ def score(
     color: o.Color = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
+    quantize: o.Quantize = None,
     revision: o.Revision = None,
 ) -> None:
     """Say how likely a model finds a text: perplexity, bits per byte, and at a terminal each token's probability.
@@ -48,8 +49,8 @@ def score(
     from gptcli.corpus import END
     from gptcli.score import score as scores
 
-    flags = {"model": model, "color": color, "device": device, "dtype": dtype}
-    checkpoint, settings = load_chosen(flags, adapter=adapter, revision=revision)
+    flags = {"model": model, "color": color, "device": device, "dtype": dtype, "quantize": quantize}
+    checkpoint, settings = load_chosen(flags, adapter=adapter, revision=revision, rounded="packed")
     texts = [part.strip() for part in whole.split(END) if part.strip()] if documents else [whole]
     found = list(scores(checkpoint, texts[-last:] if last else texts))
     figures = _figures(found)

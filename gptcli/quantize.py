@@ -1,0 +1,143 @@
+"""Fewer bits for each weight: int8 with a scale a row, int4 with a scale and a middle for each 32 weights.
+
+What is rounded are the matrices of the layers and the scores' own, which one token reads as a whole; the embedding,
+of which it reads a row, stays as it is. int4 keeps the scores, and what its kernel has no form for, in 8 bits.
+
+A rounded checkpoint is kept in the user's cache, because rounding takes longer than loading: as safetensors, by a key
+that changes with the files of weights. It can be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gptcli.errors import UsageError
+from gptcli.linear import GROUP, Int4, Int8, Linear
+from gptcli.model import Decoder, Head
+from gptcli.user_cache import is_ours, user_cache
+
+if TYPE_CHECKING:
+    from gptcli.layout import Layout
+
+Bits = Literal["int8", "int4"]
+KINDS: tuple[Bits, ...] = ("int8", "int4")
+FORMAT = "2"  # of the kept files
+
+
+class RoundedHead(nn.Module):
+    """The scores' matrix in 8 bits; the embedding that it may share its numbers with stays whole."""
+
+    def __init__(self, matrix: Int8) -> None:
+        super().__init__()
+        self.matrix, self.weight, self.bias = matrix, None, None
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return cast(Tensor, self.matrix(x))
+
+
+@torch.no_grad()
+def quantize(decoder: Decoder, bits: Bits) -> None:
+    """Rounds the matrices in place, one at a time. Raises UsageError where the device has no kernel."""
+    if bits == "int4" and decoder.embed.weight.device.type != "cpu":
+        raise UsageError("4 bits run on the CPU only", hint="use --quantize int8, or --device cpu")
+    for name, linear in _matrices(decoder):
+        form = Int4 if bits == "int4" and Int4.takes(linear.weight) else Int8
+        decoder.set_submodule(name, form.of(linear.weight.detach(), linear.bias))
+    head = decoder.head
+    weight = decoder.embed.weight if head.weight is None else head.weight
+    decoder.set_submodule("head", RoundedHead(Int8.of(weight.detach(), head.bias)))
+
+
+@torch.no_grad()
+def whole(decoder: Decoder) -> None:
+    """The rounded numbers as ordinary matrices again, for what reads weights one by one, such as the x-ray."""
+    dtype = decoder.embed.weight.dtype
+    for name, part in list(decoder.named_modules()):
+        if name.startswith("blocks.") and isinstance(part, (Int8, Int4)):
+            weight = part.whole().to(dtype)
+            linear = Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+            linear._parameters |= {"weight": nn.Parameter(weight, requires_grad=False), "bias": part.bias}
+            decoder.set_submodule(name, linear)
+    rounded: nn.Module = decoder.head
+    if isinstance(rounded, RoundedHead):
+        matrix = rounded.matrix
+        head = Head(decoder.config)
+        head._parameters["weight"] = nn.Parameter(matrix.whole().to(dtype), requires_grad=False)
+        head._parameters["bias"] = matrix.bias
+        decoder.set_submodule("head", head)
+
+
+def kept(layout: Layout, dtype: torch.dtype, bits: Bits) -> Path:
+    """Where the rounded checkpoint of these files is kept, by their place, size and times; it need not exist."""
+    digest = hashlib.sha256(f"{FORMAT} {bits} {dtype} {layout.config!r}".encode())
+    for name in ("linear.py", "quantize.py"):
+        digest.update((Path(__file__).parent / name).read_bytes())
+    for file in sorted({placement.tensor.file for placement in layout.placements}):
+        found = file.stat()  # the time of the last change cannot be set back, unlike that of the last write
+        digest.update(repr((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)).encode())
+    return user_cache("quantized") / f"{digest.hexdigest()[:32]}.safetensors"
+
+
+def keep(decoder: Decoder, file: Path) -> None:
+    """Writes the rounded decoder, whole or not at all; a full disk or a foreign folder is no reason to fail."""
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".making-") as room:
+            made = Path(room) / "model.safetensors"
+            save_file({name: tensor.detach().contiguous() for name, tensor in _tensors(decoder)}, made)
+            made.chmod(0o600)
+            made.replace(file)
+    except (OSError, SafetensorError):
+        pass
+
+
+def restore(decoder: Decoder, file: Path) -> bool:
+    """Fills a decoder that was built on the meta device from what `keep` wrote; False if that is not all there."""
+    if not is_ours(file):
+        return False
+    try:
+        with safe_open(file, framework="pt", backend="pread") as stored:
+            found = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        for name, linear in _matrices(decoder):
+            decoder.set_submodule(name, _read(found, name, linear.weight.shape))
+        c = decoder.config
+        decoder.set_submodule("head", RoundedHead(cast(Int8, _read(found, "head.matrix", (c.n_vocab, c.d_vocab)))))
+        for name, parameter in list(decoder.named_parameters()):
+            if parameter.is_meta:
+                path, _, leaf = name.rpartition(".")
+                if found[name].shape != parameter.shape:
+                    return False
+                setattr(decoder.get_submodule(path), leaf, nn.Parameter(found.pop(name), requires_grad=False))
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return False
+    return not found
+
+
+def _matrices(decoder: Decoder) -> list[tuple[str, nn.Linear]]:
+    """The matrices of the layers, by their names."""
+    named = decoder.named_modules()
+    return [(name, part) for name, part in named if name.startswith("blocks.") and isinstance(part, nn.Linear)]
+
+
+def _read(found: dict[str, Tensor], name: str, shape: Sequence[int]) -> Int8 | Int4:
+    """A rounded matrix out of what was kept. Raises KeyError or ValueError where it does not fit."""
+    weight, scale = found.pop(f"{name}.weight"), found.pop(f"{name}.scale")
+    form = Int8 if weight.dtype == torch.int8 else Int4
+    rows, columns = shape
+    if scale.shape != ((rows,) if form is Int8 else (columns // GROUP, rows, 2)) or len(weight) != rows:
+        raise ValueError(name)
+    return form(weight, scale, found.pop(f"{name}.bias", None))
+
+
+def _tensors(decoder: Decoder) -> Iterable[tuple[str, Tensor]]:
+    yield from decoder.named_parameters()
+    yield from decoder.named_buffers()
