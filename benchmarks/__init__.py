@@ -1,6 +1,7 @@
 """How fast, beside what others would use: medians of interleaved runs, and the machine's own limits.
 
 python -m benchmarks decode MODEL     gptcli, transformers and ctranslate2 on one checkpoint
+python -m benchmarks batch MODEL      many texts at once, beside one and beside transformers' batches
 python -m benchmarks start MODEL      how long the light commands take
 python -m benchmarks train SIZE       the training loop beside nanoGPT's and transformers'
 python -m benchmarks xray MODEL       what the x-ray costs, beside not looking and beside TransformerLens

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 
 import benchmarks
-from benchmarks import decode, start, train, xray
+from benchmarks import batch, decode, start, train, xray
 from gptcli.folder import shipped
 
-BENCHMARKS = {"decode": decode.run, "start": start.run, "train": train.run, "xray": xray.run}
+BENCHMARKS = {"batch": batch.run, "decode": decode.run, "start": start.run, "train": train.run, "xray": xray.run}
 
 
 def main() -> None:

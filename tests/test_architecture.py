@@ -21,6 +21,7 @@ TENSORS = {
     *("gptcli.model", "gptcli.optimizer", "gptcli.rope", "gptcli.sample", "gptcli.saves", "gptcli.score"),
     *("gptcli.train", "gptcli.attention", "gptcli.trace", "gptcli.lens", "gptcli.divergence", "gptcli.ledger"),
     *("gptcli.whatif", "gptcli.occlusion", "gptcli.scan", "gptcli.draws", "gptcli.strips", "gptcli.tour.guide"),
+    *("gptcli.batch", "gptcli.certain", "gptcli.rows"),
 }
 TERMINAL = {"rich", "typer"}
 
@@ -34,7 +35,7 @@ FLOORS = [
     ("layout", "data", "optimizer", "compiled"),
     ("quantize",),
     ("checkpoint", "describe", "model_choice", "params", "budget", "speed"),
-    ("generation", "train", "saves", "score", "lora"),
+    ("generation", "batch", "train", "saves", "score", "lora"),
     ("compare", "untrained", "attention", "divergence"),
     ("trace",),
     ("lens",),
