@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 
 import benchmarks
-from benchmarks import batch, decode, start, train, xray
+from benchmarks import batch, decode, lookup, scaling, start, train, xray
 from gptcli.folder import shipped
 
-BENCHMARKS = {"batch": batch.run, "decode": decode.run, "start": start.run, "train": train.run, "xray": xray.run}
+BENCHMARKS = {
+    "batch": batch.run,
+    "decode": decode.run,
+    "lookup": lookup.run,
+    "start": start.run,
+    "train": train.run,
+    "xray": xray.run,
+}
 
 
 def main() -> None:
@@ -17,13 +24,17 @@ def main() -> None:
         description=benchmarks.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=BENCHMARKS)
+    parser.add_argument("name", choices=sorted((*BENCHMARKS, "scaling")))
     parser.add_argument("model", nargs="?", default=str(shipped()), help="a checkpoint folder, or for train a size")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each, interleaved")
+    parser.add_argument("--dtype", default="bfloat16", help="for scaling: bfloat16 or float32")
     arguments = parser.parse_args()
     if arguments.name == "train" and arguments.model == str(shipped()):
         arguments.model = "mini"
-    BENCHMARKS[arguments.name](arguments.model, rounds=arguments.rounds)
+    if arguments.name == "scaling":
+        scaling.run(rounds=arguments.rounds, dtype=arguments.dtype)
+    else:
+        BENCHMARKS[arguments.name](arguments.model, rounds=arguments.rounds)
 
 
 if __name__ == "__main__":

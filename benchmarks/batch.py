@@ -66,7 +66,7 @@ def ask(process: subprocess.Popen[str], work: str) -> float:
 def table(found: dict[str, dict[str, list[float]]], works: list[str], rounds: int) -> Table:
     """Tokens per second of all texts together; in brackets how many times more than with one text."""
     result = Table(
-        caption=f"tokens/s, medians of {rounds} interleaved rounds; in brackets times one text. greedy, {N} tokens each; "
+        caption=f"tokens/s, medians of {rounds} interleaved rounds; in brackets times one text. greedy, {N} tokens; "
         f"ragged: {N_RAGGED} texts of 4 to 128 tokens, at most {max(BATCHES)} at a time"
     )
     result.add_column("")

@@ -37,7 +37,11 @@ def run(model: str, *, rounds: int) -> None:
         where = dict.fromkeys(peers, model)
         if "ctranslate2" in peers:
             where["ctranslate2"] = f"{folder}/ctranslate2"
-            convert(model, where["ctranslate2"])
+            try:
+                convert(model, where["ctranslate2"])
+            except ValueError:  # a family that it has no form for
+                peers.remove("ctranslate2")
+                del found["ctranslate2"]
         for i in track(range(rounds + 1), "rounds", console=Console(stderr=True), transient=True):
             for peer in peers:
                 figures = one_run(peer, where[peer], model)
@@ -58,7 +62,7 @@ def one_run(peer: str, where: str, model: str) -> dict[str, float]:
     """All figures of one peer, in a fresh process; gptcli's cold start is that of the real command."""
     began = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.worker", peer, where],
+        [sys.executable, "-m", "benchmarks.worker", peer, where, model],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

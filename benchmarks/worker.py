@@ -1,4 +1,4 @@
-"""One peer in a process of its own: python -m benchmarks.worker PEER MODEL
+"""One peer in a process of its own: python -m benchmarks.worker PEER WHERE MODEL
 
 Writes `first` when the first token of a cold start is there, then one JSON line of figures.
 """
@@ -91,7 +91,8 @@ def main() -> None:
     print("first", flush=True)
     run(ids, 8)
     times = run(ids, N_DECODE)
-    long = [ids[1 + i % (len(ids) - 1)] for i in range(N_PREFILL)]
+    n_ctx = json.loads((Path(sys.argv[3]) / "config.json").read_text())["max_position_embeddings"]
+    long = [ids[1 + i % (len(ids) - 1)] for i in range(min(N_PREFILL, n_ctx - 1))]
     prefill = []
     for _ in range(3):
         began = time.perf_counter()

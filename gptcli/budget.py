@@ -129,3 +129,42 @@ def attention_flops(c: Config, n_context: int, *, windows: bool) -> float:
     """Scores and sums over earlier tokens, for one token of training: 12 H Q T in each layer; a third of it forward."""
     seen = sum(min(n_context, (layer.window or n_context) if windows else n_context) for layer in c.layers)
     return 12.0 * c.n_head * c.d_head * seen
+
+
+# --- generation ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rates:
+    """How fast a machine reads its memory and multiplies matrices, all its parts together."""
+
+    name: str
+    read: float  # bytes a second
+    flops: float  # a second
+
+
+H100_NODE = Rates(name="8 x H100", read=8 * 3.35e12, flops=8 * 989e12)  # NVIDIA's data sheet, SXM, bfloat16, dense
+
+
+def n_read(c: Config) -> int:
+    """Parameters that every token reads: all but the tables of which it takes one row. A tied head is read whole."""
+    tables = (0 if c.tied else c.n_vocab * c.d_vocab) + (c.n_ctx * c.d_model if c.learned_positions else 0)
+    return c.n_params() - tables
+
+
+def step_bytes(c: Config, n_context: int, *, batch: int = 1, weight_bits: int = 16, kv_bits: int = 16) -> float:
+    """Memory that one step of `batch` texts reads: the weights once, keys and values of `n_context` tokens for each."""
+    return n_read(c) * weight_bits / 8 + batch * c.kv_bytes(n_context, 1) * kv_bits / 8
+
+
+def step_flops(c: Config, n_context: int, *, batch: int = 1) -> float:
+    """What one step of `batch` texts multiplies and adds: 2 for each number read, 4 H D for each token seen."""
+    return batch * (2.0 * n_read(c) + attention_flops(c, n_context, windows=True) / 3)
+
+
+def most_tokens_per_s(
+    c: Config, n_context: int, rates: Rates, *, batch: int = 1, weight_bits: int = 16, kv_bits: int = 16
+) -> float:
+    """No program generates faster on such a machine, all texts together: it must read all that, and multiply it."""
+    reading = step_bytes(c, n_context, batch=batch, weight_bits=weight_bits, kv_bits=kv_bits) / rates.read
+    return batch / max(reading, step_flops(c, n_context, batch=batch) / rates.flops)

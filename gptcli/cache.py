@@ -61,6 +61,7 @@ class Cache:
         self, config: Config, capacity: int, *, batch: int = 1, device: torch.device | str = "cpu", dtype: torch.dtype
     ) -> None:
         self.capacity, self.n_seen = capacity, 0
+        self.device, self.dtype = torch.device(device), dtype
         self.angles: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = {}
         self._ropes = {layer.rope for layer in config.layers if layer.rope}
         self.layers = []
@@ -81,6 +82,18 @@ class Cache:
     def outgrown(self, n_seen: int) -> bool:
         """Whether a text of this length is computed with other frequencies, so that all of it must be computed anew."""
         return self.n_seen > 0 and any(rope.regime(self.n_seen) != rope.regime(n_seen) for rope in self._ropes)
+
+    def back_to(self, n_seen: int) -> bool:
+        """Forgets the newest tokens, so that `n_seen` are left; does nothing and says False where a window moved on."""
+        n = self.n_seen - n_seen
+        if any(
+            keys.end - n < (n_seen if keys.window is None else min(n_seen, keys.window - 1)) for keys in self.layers
+        ):
+            return False
+        self.n_seen = n_seen
+        for keys in self.layers:
+            keys.end -= n
+        return True
 
     def clear(self) -> None:
         """Forgets the text and keeps the buffers."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -18,6 +19,7 @@ from gptcli.cache import Cache
 from gptcli.checkpoint import Checkpoint
 from gptcli.compiled import Pass
 from gptcli.errors import GptcliError, UsageError
+from gptcli.lookup import Lookup
 from gptcli.memory import check_fits
 from gptcli.model import Tape
 from gptcli.records import Candidate, Chunk, Finish, Prompt, Step
@@ -116,13 +118,18 @@ def generate(
     top: int = 0,
     overflow: Overflow = "error",
     tape: Tape | None = None,
+    lookup: bool = False,
 ) -> Iterator[Step]:
     """Yields one Step for each token, as soon as it is chosen; the last one says why it is the last (`finish`).
 
     max_tokens: -1 for as many as the context holds. seed: None for a random one; sample i of seed s is sample 0 of
     seed s + i. stop: texts that end the answer and are not part of it. top: how many candidates each step carries.
-    overflow: what happens when the context is full, "slide" goes on without the older half. Raises UsageError.
+    overflow: what happens when the context is full, "slide" goes on without the older half. lookup: where the text
+    repeats itself several tokens are computed at once, which changes none of them (in float32 alone; see lookup.py).
+    Raises UsageError.
     """
+    if lookup and tape is not None:
+        raise UsageError("a tape sees a text token by token, and lookup computes several at once")
     request = Request(
         prompt=() if isinstance(prompt, Start) else prompt,
         sampling=sampling or Sampling(),
@@ -141,12 +148,23 @@ def generate(
     cache, logits = begin.cache.copy() if shared else begin.cache, begin.logits
     text = Text(checkpoint, begin.prompt, request)
     text.capacity = cache.capacity
+    fast = checkpoint.one_token() if tape is None else None
+    plain = partial(_next_logits, checkpoint, cache=cache, tape=tape, fast=fast)
+    ahead = Lookup(checkpoint.decoder, cache, text.ids, plain) if lookup else None
     while not text.finish:
         if text.generated:
             if text.slide():
                 cache.clear()
-            logits = text.logits(cache, tape)
-        yield text.take(logits, text.choose(logits, text.draw()))
+                ahead = Lookup(checkpoint.decoder, cache, text.ids[:-1], plain) if lookup else None
+            logits = ahead.scores(text.ids) if ahead else plain(text.ids)
+        draw = text.draw()
+        choice = text.choose(logits, draw)
+        if ahead and ahead.doubtful(
+            logits, choice, request.sampling, generated=text.generated, size=checkpoint.n_tokens
+        ):
+            logits = ahead.again(text.ids, logits)
+            choice = text.choose(logits, draw)
+        yield text.take(logits, choice)
 
 
 class Text:
@@ -178,10 +196,9 @@ class Text:
         ropes = {layer.rope for layer in self.checkpoint.config.layers if layer.rope}
         return any(rope.regime(1) != rope.regime(self.capacity) for rope in ropes)
 
-    def logits(self, cache: Cache, tape: Tape | None = None) -> Tensor:
-        """Scores after it, [V]; the cache has seen its first tokens."""
-        fast = self.checkpoint.one_token() if tape is None else None
-        return _next_logits(self.checkpoint, self.ids, cache, tape, fast)
+    def logits(self, cache: Cache) -> Tensor:
+        """Scores after it, [V]; the cache has seen its first tokens, alone."""
+        return _next_logits(self.checkpoint, self.ids, cache, None, self.checkpoint.one_token())
 
     def alone(self) -> tuple[Tensor, Cache]:
         """Scores after it, [V], and its cache, as it gets them alone: its beginning at once, the rest one by one."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -70,9 +71,10 @@ def whole(decoder: Decoder) -> None:
     rounded: nn.Module = decoder.head
     if isinstance(rounded, RoundedHead):
         matrix = rounded.matrix
-        head = Head(decoder.config)
-        head._parameters["weight"] = nn.Parameter(matrix.whole().to(dtype), requires_grad=False)
-        head._parameters["bias"] = matrix.bias
+        with torch.device("meta"):
+            head = Head(replace(decoder.config, tied=False, head_bias=matrix.bias is not None))
+        head.weight = nn.Parameter(matrix.whole().to(dtype), requires_grad=False)
+        head.bias = matrix.bias
         decoder.set_submodule("head", head)
 
 

@@ -17,6 +17,7 @@ MODULES = {
 HEAVY = {"torch", "safetensors", "tokenizers", "numpy"}
 TENSORS = {
     *("gptcli.speed", "gptcli.untrained", "gptcli.compiled", "gptcli.linear", "gptcli.quantize"),
+    "gptcli.lookup",
     *("gptcli.cache", "gptcli.checkpoint", "gptcli.compare", "gptcli.data", "gptcli.generation", "gptcli.lora"),
     *("gptcli.model", "gptcli.optimizer", "gptcli.rope", "gptcli.sample", "gptcli.saves", "gptcli.score"),
     *("gptcli.train", "gptcli.attention", "gptcli.trace", "gptcli.lens", "gptcli.divergence", "gptcli.ledger"),
@@ -30,11 +31,12 @@ FLOORS = [
     ("errors", "user_cache"),
     ("records", "records_xray", "tables", "config", "sampling", "recipe", "presets"),
     ("config_json", "fixes", "folder", "settings", "text_stream", "places"),
-    ("configs", "memory", "tokens", "cache", "rope", "sample", "linear"),
+    ("configs", "memory", "tokens", "cache", "rope", "rows", "sample", "certain", "linear"),
     ("families", "model", "corpus", "pairs", "paper", "catalogue", "priming"),
     ("layout", "data", "optimizer", "compiled"),
     ("quantize",),
     ("checkpoint", "describe", "model_choice", "params", "budget", "speed"),
+    ("lookup",),
     ("generation", "batch", "train", "saves", "score", "lora"),
     ("compare", "untrained", "attention", "divergence"),
     ("trace",),

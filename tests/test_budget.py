@@ -205,3 +205,17 @@ def test_budget_never_imports_torch_unless_it_measures() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program, "budget", "gpt3"], capture_output=True, env=environment())
     assert done.stdout and done.stderr == b"[]\n", done.stderr
+
+
+def test_gpt3_reads_its_weights_once_a_step_and_keys_and_values_once_a_text() -> None:
+    from gptcli.budget import H100_NODE, most_tokens_per_s, n_read, step_bytes
+    from gptcli.catalogue import named
+
+    c = named("gpt3-175b").config
+    assert n_read(c) == c.n_params() - 2048 * 12_288  # of the positions it takes one row; the tied head it reads whole
+    one, more = step_bytes(c, 2048), step_bytes(c, 2048, batch=33)
+    assert one == 2 * n_read(c) + c.kv_bytes(2048, 2) and more - one == 32 * c.kv_bytes(2048, 2)
+    assert step_bytes(c, 2048, weight_bits=4) < step_bytes(c, 2048, weight_bits=8) < one
+    assert most_tokens_per_s(c, 2048, H100_NODE) == pytest.approx(H100_NODE.read / one)
+    limit = most_tokens_per_s(c, 1, H100_NODE, batch=10**6)  # many texts at once: then multiplying is what takes time
+    assert limit == pytest.approx(H100_NODE.flops / (2 * n_read(c)), rel=0.01)

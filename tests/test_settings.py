@@ -54,6 +54,7 @@ def test_built_in_values_are_those_of_the_command_line_page(environ: dict[str, s
         "overflow": "error",
         "stop": (),
         "ignore_eos": False,
+        "quantize": "none",
         "stats": False,
         "quiet": False,
     }

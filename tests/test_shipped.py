@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import runpy
 import subprocess
@@ -18,6 +19,8 @@ from conftest import SHARED
 from programs import environment, gptcli, in_terminal
 
 from gptcli import Checkpoint, Sampling, generate, load
+from gptcli.pairs import Pair
+from gptcli.priming import primed
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "weights"
@@ -115,8 +118,8 @@ def test_its_readme_s_score_is_what_score_gives() -> None:
 # --- the React adapter -----------------------------------------------------------------------------------------------
 
 
-def answer(checkpoint: Checkpoint, description: str) -> str:
-    steps = generate(checkpoint, description, sampling=Sampling(temperature=0), max_tokens=300)
+def answer(checkpoint: Checkpoint, description: str, stop: tuple[str, ...] = ()) -> str:
+    steps = generate(checkpoint, description, sampling=Sampling(temperature=0), max_tokens=300, stop=stop)
     return "".join(step.text for step in steps)
 
 
@@ -151,6 +154,62 @@ def test_held_out_components_are_in_no_training_set() -> None:
     shown = {code for (_, code), _ in zip(REACT["made"](0, held_out=False), range(5000), strict=False)}
     asked = {code for (_, code), _ in zip(REACT["made"](1, held_out=True), range(500), strict=False)}
     assert not shown & asked
+
+
+def right_after_examples(checkpoint: Checkpoint, n_examples: int, *, wrong_house: bool = False) -> int:
+    """Of 50 held-out components, each of a house of its own, how many are written as the examples show.
+
+    Wrong house: the examples are another task's, so that what they show is not what is asked for.
+    """
+    r = random.Random(1)
+    tasks = [REACT["made_in_house"](r, 4, held_out=True) for _ in range(50)]
+    right = 0
+    for i, (*shown, (case, code)) in enumerate(tasks):
+        examples = tasks[i - 1][:3] if wrong_house else shown
+        pairs = [Pair(prompt=said, completion=written) for said, written in examples[:n_examples]]
+        prompt = primed(pairs, case, form="arrow")
+        right += answer(checkpoint, prompt.text, prompt.stops).strip() == code
+    return right
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_react_does_50_tasks_better_with_examples_than_without(with_react: Checkpoint) -> None:
+    """What a house calls its components no description says; the names, too, are in no training row."""
+    few = right_after_examples(with_react, 3)
+    zero = right_after_examples(with_react, 0)
+    misled = right_after_examples(with_react, 3, wrong_house=True)
+    assert few >= 25 and few > zero + 20 and few > misled + 20, (few, zero, misled)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_examples_that_show_nothing_new_change_nothing(with_react: Checkpoint) -> None:
+    pairs = [pair for pair, _ in zip(REACT["made"](1, held_out=True), range(53), strict=False)]
+    shots = [Pair(prompt=said, completion=code) for said, code in pairs[50:]]
+    prompts = [primed(shots, case, form="arrow") for case, _ in pairs[:50]]
+    found = [answer(with_react, prompt.text, prompt.stops).strip() for prompt in prompts]
+    assert sum(code == right for code, (_, right) in zip(found, pairs, strict=False)) >= 40
+
+
+def test_rows_with_examples_are_prompts_of_generate_and_hold_no_held_out_house() -> None:
+    rows = [row for row, _ in zip(REACT["made_with_examples"](0), range(2000), strict=False)]
+    names = {name for _, code in rows for name in re.findall(r"^ <([A-Z]\w+) \w+=", code)}
+    r = random.Random(1)
+    asked = {REACT["house"](r, held_out=True)[0] for _ in range(200)}
+    assert len(names) > 500 and not names & asked
+    for prompt, code in rows:
+        assert prompt.endswith(" =>") and code.startswith(" ") and REACT["parses"](code.strip())
+        assert len(names & set(re.findall(r"<(\w+)", prompt))) <= 1, "one house in a row"
+
+
+def test_a_row_with_examples_to_the_letter() -> None:
+    prompt, code = next(row for row in REACT["made_with_examples"](5) if row[1].startswith(" <H"))
+    assert prompt == (
+        'a purple paragraph saying paint => <HelloPet color="purple">paint</HelloPet>\n'
+        "a blue paragraph with the text run =>"
+    )
+    assert code == ' <HelloPet color="blue">run</HelloPet>'
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ class Run:
     xray: bool
     figures: bool = False  # whether numbers are shown that are rounded otherwise when texts are computed together
     together: Together | None = None
+    lookup: bool = False
     prompt: Prompt | None = None
     interrupted: bool = False
     last: bool = True  # of several cases; the seed is said once
@@ -115,6 +116,7 @@ class Run:
                 top=self.top,
                 overflow=value["overflow"],
                 tape=tape,
+                lookup=self.lookup,
             )
             yield i, self._timed(self._read(steps, tape))
 

@@ -68,6 +68,7 @@ def generate(
     device: o.Device = None,
     dtype: o.Dtype = None,
     quantize: o.Quantize = None,
+    lookup: o.Lookup = False,
     revision: o.Revision = None,
     allow_config: o.AllowConfig = None,
     xray: o.Xray = False,
@@ -92,6 +93,11 @@ def generate(
     Sampling(**{name: early[name].value for name in SAMPLING})  # bad flags are refused before anything is loaded
     wanted = Wanted.read(ablate, patch, mean=mean)
     refuse_mean_alone(wanted, mean=mean)
+    if lookup and (xray or wanted):
+        raise UsageError(
+            "--lookup computes several tokens at once, and --xray, --ablate and --patch need each by itself",
+            hint="leave --lookup out",
+        )
     if wanted.patches and early["overflow"].value == "slide":
         raise UsageError("--patch names a token, and --overflow slide moves the tokens", hint="leave one of them out")
     output = Output()
@@ -115,6 +121,8 @@ def generate(
     if not settings["quiet"].value:
         for note in checkpoint.notes:
             say(f"gptcli: note: {note}")
+        if lookup and str(checkpoint.dtype) != "torch.float32":
+            say("gptcli: note: --lookup keeps the text exact in float32 alone and does nothing here: --dtype float32")
         if text.endswith(" "):
             say("gptcli: note: the prompt ends with a space; most models write it together with the next word")
     wanted.check(checkpoint.config.n_layer, checkpoint.config.n_head)
@@ -130,6 +138,7 @@ def generate(
         wanted=wanted,
         xray=xray,
         figures=as_jsonl or logprobs is not None or settings["color"].value == "prob",
+        lookup=lookup,
         bos=bos,
         times=Times(started=started, loaded=loaded),
     )

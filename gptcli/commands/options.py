@@ -200,6 +200,15 @@ Overflow = Annotated[
     ),
 ]  # fmt: skip
 
+Lookup = Annotated[
+    bool,
+    typer.Option(
+        "--lookup",
+        rich_help_panel=MODEL,
+        help="Look ahead where the text repeats itself: the same text, sooner when it quotes its prompt.",
+    ),
+]
+
 Logprobs = Annotated[
     int | None,
     typer.Option(

@@ -3,9 +3,14 @@
     python weights/making/react.py pairs.jsonl --n 20000             # for `gptcli finetune`: prompt and completion
     python weights/making/react.py held-out.jsonl --n 500 --held-out # descriptions that no other set has
     python weights/making/react.py code.jsonl --n 8000 --code-only   # components without descriptions
+    python weights/making/react.py pairs.jsonl --n 40000 --examples 0.4  # 4 of 10 rows with examples before the case
 
 Every description has exactly one right answer. One in ten descriptions, by the hash of its meaning, is held out: the
 training pairs hold each word and each kind of component, but never these combinations.
+
+Rows with examples are prompts of `gptcli generate --example`. In half of them the examples show a component that a
+house has made for itself, `<SadLamp tint="red">stop</SadLamp>` for a red button, under a name drawn for that row: only
+who reads the examples can go on with it. In the others they show nothing new, and must change nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +21,11 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
+
+from gptcli.pairs import Pair
+from gptcli.priming import primed
 
 COLOURS = "red blue green yellow pink purple orange black white gray brown gold silver".split()
 SAYINGS = (
@@ -32,6 +41,9 @@ THINGS = (
 ).split()
 PEOPLE = "name age mom dad friend teacher brother sister city street birthday email phone school job pet".split()
 ADJECTIVES = "big little happy sad funny silly brave kind new old fast slow soft warm cold nice".split()
+
+PROPERTIES = "color tint paint fill tone look".split()
+MOST_EXAMPLES = 3
 
 HELD_OUT = "\0"  # marks what is made of a held-out part
 
@@ -167,6 +179,47 @@ def made(seed: int, *, held_out: bool) -> Iterator[Made]:
             yield said, code.replace(HELD_OUT, "")
 
 
+# --- rows with examples ----------------------------------------------------------------------------------------------
+
+
+def house(r: Rng, *, held_out: bool) -> tuple[str, str]:
+    """What a house calls a component of its own, and its colour: two words as in SadLamp, and a property."""
+    while True:
+        name = "".join(r.choice(words).capitalize() for words in (ADJECTIVES + SAYINGS, THINGS + PEOPLE))
+        if (hashlib.sha256(name.encode()).digest()[0] % 10 == 0) == held_out:
+            return name, r.choice(PROPERTIES)
+
+
+def in_house(code: str, name: str, prop: str) -> str | None:
+    """A component of one line as that house writes it; None for one without a colour, which would not show how."""
+    whole = re.fullmatch(r'<(\w+) style={{ \w+: ("\w+") }}>(.*)</\1>', code)
+    return whole and f"<{name} {prop}={whole[2]}>{whole[3]}</{name}>"
+
+
+def made_in_house(r: Rng, n: int, *, held_out: bool) -> list[Made]:
+    """n of one kind, all as one house writes them, and no description twice. Held out: the house and the components."""
+    (name, prop), kind, found = house(r, held_out=held_out), r.choice((button, heading, paragraph)), dict[str, str]()
+    while len(found) < n:
+        said, code = kind(r)
+        if is_held_out(code) == held_out and (changed := in_house(code, name, prop)):
+            found[said] = changed
+    return list(found.items())
+
+
+def made_with_examples(seed: int) -> Iterator[Made]:
+    """Prompts of one to three examples and a case, in the default format of `gptcli generate --example`, and answers.
+
+    Half are of one house, half of many kinds as they always are.
+    """
+    r, usual = random.Random(seed), made(seed + 1, held_out=False)
+    while True:
+        n = 1 + r.randint(1, MOST_EXAMPLES)
+        told = made_in_house(r, n, held_out=False) if r.random() < 0.5 else list(islice(usual, n))
+        *examples, (case, code) = told
+        pairs = [Pair(prompt=said, completion=shown) for said, shown in examples]
+        yield primed(pairs, case, form="arrow").text, f" {code}"
+
+
 def parses(code: str) -> bool:
     """Whether tags, braces, brackets and quotes of such a component close in the order they were opened."""
     waiting = list[str]()
@@ -203,10 +256,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--held-out", action="store_true")
     parser.add_argument("--code-only", action="store_true")
+    parser.add_argument("--examples", type=float, default=0.0, metavar="SHARE", help="of the rows")
     asked = parser.parse_args()
+    if asked.examples and (asked.held_out or asked.code_only):
+        parser.error("--examples is for training pairs")
+    r, alone = random.Random(asked.seed), made(asked.seed, held_out=asked.held_out)
+    after = made_with_examples(asked.seed)
     with asked.out.open("w", encoding="utf-8") as file:
-        for _, (said, code) in zip(range(asked.n), made(asked.seed, held_out=asked.held_out), strict=False):
-            row = {"text": code} if asked.code_only else {"prompt": said, "completion": f"\n{code}"}
+        for _ in range(asked.n):
+            if r.random() < asked.examples:
+                prompt, completion = next(after)
+            else:
+                prompt, code = next(alone)
+                completion = f"\n{code}"
+            row = {"text": completion.strip()} if asked.code_only else {"prompt": prompt, "completion": completion}
             file.write(json.dumps(row) + "\n")
 
 

@@ -1,0 +1,236 @@
+"""Speculation without a second model: where a text repeats itself, several tokens are computed in one pass.
+
+    ... the red fox ran. Then the red      the last tokens were there before: "fox ran ." followed them
+                                  └─ one pass over `red fox ran .` gives the scores after each of the four
+
+Each token is still chosen by the same rule, from scores, in order; what was proposed is only kept while it is what the
+rule chose. So a proposal never changes a text, whatever the temperature. Rounding could: a pass over several tokens
+sums in another order than passes over one, and what it leaves in the cache is off in the last bits as well. Therefore:
+
+- A choice from such scores stands only if no error up to `bound` could change it: no other token within reach, no
+  border of the draw or of a filter. Else every token since the last plain pass is computed again, one at a time, as
+  without speculation, and the choice is made from these scores, which are the plain ones to the bit.
+- The bound was measured, not proved (see UNITS), and each such recomputation measures it once more: where likely tokens
+  moved against each other by half of what is allowed, speculation ends for the rest of the text.
+
+This is for float32 alone. In bfloat16 one rounding of a score of 8 to 32 is 0.06 to 0.13, so many choices are doubtful,
+and computing again took what was gained (0.87 and 1.02 times as fast on two prompts): nothing is proposed there.
+
+So the tokens are those of plain generation as long as rounding errors stay below the bound; log-probabilities of
+tokens that were computed ahead may differ from the plain ones by as much as the bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from gptcli.cache import SLACK, Cache
+from gptcli.model import Decoder
+from gptcli.sample import Choice, adjust
+from gptcli.sampling import Sampling
+
+LONG, SHORT = 3, 2  # tokens that must agree with an earlier place of the text
+EARNED = 8  # tokens of agreement that are enough even in a text that often goes on otherwise
+MOST = 12  # proposed at once; must stay below SLACK, so that a cache can take them back
+# How far float32 scores may be off, in units of eps times the largest score. Measured up to SmolLM2-135M: likely
+# tokens move against each other by up to twice 3; the worst of all 49,152 tokens at 120 places was off by some 13.
+UNITS = 16.0
+CHEAP = 2  # tokens that are computed again at once, when little of a proposal was right
+PASS = 0.5  # what a pass over several tokens costs more than one over one, in passes over one: a careful guess
+assert MOST < SLACK
+
+
+class Repeats:
+    """Where the end of a text was before, kept up to date at the cost of two look-ups a token."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids = list[int]()
+        self.after: dict[tuple[int, ...], int] = {}  # an n-gram -> the index of what followed it last
+        self.at = 0  # index of what should come next, if the text goes on as before
+        self.length = 0  # how many tokens agree, up to there; 0 for no earlier place
+        self.trust = 0.5  # running share of single tokens foreseen, wherever there was an earlier place
+        for id in ids:
+            self.add(id)
+
+    def add(self, id: int) -> None:
+        """One more token."""
+        if self.length:
+            hit = self.ids[self.at] == id
+            self.trust += 0.1 * (hit - self.trust)
+            self.at, self.length = (self.at + 1, self.length + 1) if hit else (0, 0)
+        self.ids.append(id)
+        n = len(self.ids)
+        for size in (LONG, SHORT):
+            if n < size:
+                continue
+            gram = tuple(self.ids[-size:])
+            found = self.after.get(gram)
+            self.after[gram] = n
+            if not self.length and found is not None:
+                self.at, self.length = found, size
+
+    def proposal(self, most: int) -> list[int]:
+        """What followed the earlier place: the longer the agreement, the more; nothing while guesses are poor."""
+        if self.length < LONG or (self.length < EARNED and self.trust < 0.75):
+            return []
+        n = min(most, max(4, self.length - 1))  # a product with 2 or 3 rows takes MKL longer than one with 5
+        found = self.ids[self.at : self.at + n]
+        while found and len(found) < n:  # the earlier place overlaps the end: a loop goes on as a loop
+            found = (found + self.ids[self.at :])[:n]
+        return found
+
+
+class Lookup:
+    """The scores after each token of one text, some of them computed ahead. Plain passes are those of `plain`."""
+
+    def __init__(
+        self, decoder: Decoder, cache: Cache, ids: Sequence[int], plain: Callable[[Sequence[int]], Tensor]
+    ) -> None:
+        self.decoder, self.cache, self.plain = decoder, cache, plain
+        self.repeats = Repeats(ids)
+        self.n_first = self.n_start = len(ids)  # tokens that went through in the one pass that began the cache
+        self.n_plain = cache.n_seen  # tokens whose keys and values are those of plain passes
+        self.ahead: list[tuple[int, Tensor]] = []  # (a proposed token, the scores after it)
+        self.certain = True  # whether the last scores are those of plain passes to the bit
+        self.ended = cache.dtype != torch.float32  # or the bound did not hold
+        self.n_proposed = self.n_accepted = self.n_passes = self.n_repeated = 0
+
+    def scores(self, ids: Sequence[int]) -> Tensor:
+        """Scores after the last of `ids`, [V], float32; all others of `ids` were here before."""
+        self.repeats.add(ids[-1])
+        if self.ahead and self.ahead[0][0] == ids[-1]:
+            self.n_accepted += 1
+            return self.ahead.pop(0)[1]
+        self.ahead = []
+        if self.cache.n_seen >= len(ids):
+            self.cache.back_to(len(ids) - 1)
+        if 0 < len(ids) - 1 - self.n_plain <= CHEAP and self.cache.n_seen:  # before a doubt, later, makes it dear
+            self._redo(ids[:-1])
+        proposal = self._proposal(len(ids))
+        return self._pass(ids[-1], proposal) if proposal else self._plain(ids)
+
+    def _proposal(self, n: int) -> list[int]:
+        """What to compute ahead of a text of n tokens: as much as has room, and pays by what was seen of this text."""
+        most = min(MOST, self.cache.capacity - n - 1)
+        spent = self.n_repeated + PASS * self.n_passes
+        if (
+            self.ended
+            or most < 1
+            or self.cache.n_seen != n - 1
+            or spent > 2 + self.n_accepted + (n - self.n_first) / 64
+        ):
+            return []
+        found = self.repeats.proposal(most)
+        return [] if self.cache.outgrown(n + len(found)) else found
+
+    @torch.inference_mode()
+    def _pass(self, last: int, proposal: list[int]) -> Tensor:
+        """One pass over the last token and the proposal."""
+        tokens = torch.tensor([[last, *proposal]], device=self.cache.device)
+        rows: Tensor = self.decoder(tokens, self.cache)[0].to("cpu", torch.float32)  # [1 + k, V]
+        if not bool(rows.isfinite().all()):
+            self.cache.back_to(self.cache.n_seen - len(proposal) - 1)
+            return self._plain(self.repeats.ids)  # which says where they were lost
+        self.certain = False
+        self.n_passes, self.n_proposed = self.n_passes + 1, self.n_proposed + len(proposal)
+        self.ahead = list(zip(proposal, rows[1:], strict=True))
+        return rows[0]
+
+    def _plain(self, ids: Sequence[int]) -> Tensor:
+        begins = self.cache.n_seen == 0 or self.cache.outgrown(len(ids))  # then all goes through at once
+        self.certain = begins or self.n_plain == len(ids) - 1
+        logits = self.plain(ids)
+        if begins:
+            self.n_start = len(ids)
+        if self.certain:
+            self.n_plain = len(ids)
+        return logits
+
+    def doubtful(
+        self, logits: Tensor, choice: Choice, sampling: Sampling, *, generated: Sequence[int], size: int | None
+    ) -> bool:
+        """Whether rounding could have changed the choice that was made from the last scores."""
+        if self.certain:
+            return False
+        error, context = bound(logits[:size], self.cache.dtype), self.repeats.ids
+        return not firm(logits, choice, sampling, context=context, generated=generated, size=size, error=error)
+
+    def again(self, ids: Sequence[int], logits: Tensor) -> Tensor:
+        """The scores after the last of `ids` by plain passes alone. logits: what they were taken for."""
+        self.ahead, exact = [], self._redo(ids)
+        if apart(exact, logits) > bound(exact, self.cache.dtype):
+            self.ended = True
+        return exact
+
+    def _redo(self, ids: Sequence[int]) -> Tensor:
+        """Every token since the last plain pass once more, one at a time; the scores after the last."""
+        if not self.cache.back_to(self.n_plain):  # a window has moved on since: from the start
+            self.cache.clear()
+            self.n_plain = self.n_start
+            self.plain(ids[: self.n_start])
+        self.n_repeated += len(ids) - self.n_plain
+        for n in range(self.n_plain + 1, len(ids) + 1):
+            exact = self.plain(ids[:n])
+        self.n_plain, self.certain = len(ids), True
+        return exact
+
+
+def bound(logits: Tensor, dtype: torch.dtype) -> float:
+    """How far scores may be off if they were computed with others, or after others that were."""
+    return UNITS * torch.finfo(dtype).eps * float(logits.abs().max())
+
+
+def apart(logits: Tensor, others: Tensor) -> float:
+    """How far rounding moved likely tokens against each other. [V], [V]; a shift of all alike changes nothing."""
+    off = (others - logits)[logits.topk(min(64, len(logits))).indices]
+    return float(off.max() - off.min())
+
+
+def firm(
+    logits: Tensor,
+    choice: Choice,
+    sampling: Sampling,
+    *,
+    context: Sequence[int],
+    generated: Sequence[int],
+    size: int | None,
+    error: float,
+) -> bool:
+    """Whether the choice would be the same from all logits (V) that are nowhere farther than `error` from these.
+
+    The token's own place in the ranking must be fixed, or tokens before it in the draw could change; then the draw
+    must be clear of both ends of its share, wherever the filters may cut. Weights change by at most exp(error / T),
+    shares by its square. Which of two equals is the last that top-k keeps changes no more than that.
+    """
+    penalty = sampling.repetition_penalty
+    error *= max(1.0, penalty, 1 / penalty)
+    if choice.draw is None:
+        return choice.margin > 2 * error
+    scores = adjust(logits, sampling, context=context, generated=generated)[:size]
+    own, reach = scores[choice.id], 2 * error / sampling.temperature
+    if reach > 1 or int(((scores - own).abs() <= 2 * error).sum()) > 1:
+        return False
+    f = math.exp(reach) + 1e-9
+    weights = (scores.double() - scores.max()).div(sampling.temperature).exp()
+    before, share = float(weights[scores > own].sum()), float(weights[choice.id])
+    least = most = float(weights.sum())  # what the filters leave
+    if sampling.top_k or sampling.top_p < 1 or sampling.min_p:
+        n = sampling.top_k or choice.n_kept + choice.n_kept // 4 + 64
+        head = weights.topk(min(n, len(weights))).values  # best first
+        cut = head.cumsum(0) / (float(head.sum()) if sampling.top_k else most)
+        low = high = len(head)
+        if sampling.top_p < 1:
+            low, high = 1 + int((cut * f < sampling.top_p).sum()), 1 + int((cut < sampling.top_p * f).sum())
+        if sampling.min_p:
+            low = min(low, int((head >= sampling.min_p * f).sum()))
+            high = min(high, int((head * f >= sampling.min_p).sum()))
+        if not sampling.top_k and n <= high < len(weights):
+            return False  # the cut may lie anywhere
+        least, most = float(head[: max(low, 1)].sum()), float(head[:high].sum())
+    last = before + share >= most * (1 - 1e-12)
+    clear_below = before == 0 or before * f < choice.draw * least
+    return clear_below and before + share <= least * (1 + 1e-12) and (last or choice.draw * most * f < before + share)

@@ -1,0 +1,139 @@
+"""Fewer bits a weight: how near the rounded model stays, and that what is kept on the disk is never wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from programs import gptcli
+from torch import nn
+
+from gptcli import Sampling, generate, load
+from gptcli.errors import UsageError
+from gptcli.linear import GROUP, Int4, Int8, _in_4_bits
+from gptcli.quantize import quantize, whole
+from gptcli.score import score
+
+WEIGHTS = Path(__file__).parent.parent / "weights"
+STORY = (
+    "Once upon a time there was a little girl named Lily. She loved to play in the park with her dog. One day the dog "
+    'ran away, and Lily was very sad. Her mom said, "Don\'t worry, we will find him." They looked and looked, and at '
+    "last they saw him under a big tree. Lily was so happy that she gave him a big hug."
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_8_bits_are_within_half_a_step_of_each_weight(rows: int) -> None:
+    weight, x = torch.randn(48, 64), torch.randn(rows, 64)
+    rounded = Int8.of(weight, None)
+    step = weight.abs().amax(-1, keepdim=True) / 127
+    assert bool(((rounded.whole() - weight).abs() <= step * 0.501).all())
+    exact = x @ rounded.whole().T
+    torch.testing.assert_close(rounded(x), exact, rtol=0, atol=0.02 * float(exact.abs().max()))
+
+
+def test_4_bits_are_never_worse_than_16_even_levels() -> None:
+    weight = torch.randn(32, 96)
+    groups = weight.view(32, -1, GROUP)
+    q, scale, middle = _in_4_bits(groups)
+    assert bool(((q >= 0) & (q <= 15)).all())
+    kept = (q - 8) * scale.float()[..., None] + middle.float()[..., None]
+    step = (groups.amax(-1) - groups.amin(-1)) / 15
+    naive = step.square() * GROUP / 12 * 1.6  # what even levels err, as squares, with room for chance
+    assert float((kept - groups).square().sum()) <= float(naive.sum())
+    torch.testing.assert_close(Int4.of(weight, None).whole(), kept.flatten(1), rtol=0.01, atol=0.02)
+
+
+def test_a_matrix_of_zeros_stays_one() -> None:
+    assert not Int8.of(torch.zeros(16, 32), None).whole().any()
+    assert float(Int4.of(torch.zeros(16, 32), None).whole().abs().max()) < 1e-20
+
+
+@pytest.mark.parametrize(("bits", "most"), [("int8", 1.01), ("int4", 1.15)])
+def test_the_shipped_model_finds_a_story_nearly_as_likely(bits: str, most: float) -> None:
+    nats = [sum(s.nats for s in score(load(str(WEIGHTS), quantize=q), [STORY])) for q in ("none", bits)]
+    assert nats[1] < nats[0] * most and nats[1] != nats[0]
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_the_second_load_finds_what_the_first_one_kept_and_answers_the_same(bits: str, tmp_path: Path) -> None:
+    first, second = (load(str(WEIGHTS), quantize=bits) for _ in range(2))
+    (kept,) = (tmp_path / "cache" / "gptcli" / "quantized").iterdir()
+    assert kept.stat().st_mode & 0o077 == 0
+    for (name, ours), (other, theirs) in zip(
+        first.decoder.state_dict().items(), second.decoder.state_dict().items(), strict=True
+    ):
+        assert name == other and torch.equal(ours, theirs)
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(first.decoder(ids), second.decoder(ids))
+
+
+def test_what_is_kept_is_not_used_after_a_file_changes_or_when_it_is_damaged(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(WEIGHTS, model, ignore=shutil.ignore_patterns("making", "react"))
+    before = load(str(model), quantize="int8").decoder.state_dict()["blocks.0.mlp.up.weight"].clone()
+    (kept,) = (tmp_path / "cache" / "gptcli" / "quantized").iterdir()
+    kept.write_bytes(kept.read_bytes()[: kept.stat().st_size // 2])
+    assert torch.equal(load(str(model), quantize="int8").decoder.state_dict()["blocks.0.mlp.up.weight"], before)
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(model / "model.safetensors")
+    times = (model / "model.safetensors").stat()
+    save_file({name: -tensor for name, tensor in tensors.items()}, model / "model.safetensors", {"format": "pt"})
+    os.utime(model / "model.safetensors", ns=(times.st_atime_ns, times.st_mtime_ns))  # as if it had never been touched
+    assert not torch.equal(load(str(model), quantize="int8").decoder.state_dict()["blocks.0.mlp.up.weight"], before)
+
+
+def test_a_kept_file_that_others_may_write_is_not_believed(tmp_path: Path) -> None:
+    load(str(WEIGHTS), quantize="int8")
+    (kept,) = (tmp_path / "cache" / "gptcli" / "quantized").iterdir()
+    kept.write_bytes(b"not ours")
+    kept.chmod(0o666)
+    load(str(WEIGHTS), quantize="int8")
+
+
+def test_whole_matrices_are_the_rounded_numbers() -> None:
+    checkpoint = load(str(WEIGHTS))
+    quantize(checkpoint.decoder, "int8")
+    ids = torch.arange(5, 60)[None]
+    packed = checkpoint.decoder(ids)
+    whole(checkpoint.decoder)
+    assert all(type(m) is not Int8 for m in checkpoint.decoder.modules())
+    assert isinstance(checkpoint.decoder.blocks[0].mlp.up, nn.Linear)
+    torch.testing.assert_close(checkpoint.decoder(ids), packed, rtol=1e-4, atol=1e-4)
+
+
+def test_the_command_runs_it_and_looks_into_it() -> None:
+    words = ("Once upon a time", "-t", "0", "-n", "12", "-q", "-m", "shipped")
+    plain, rounded = gptcli(*words), gptcli(*words, "--quantize", "int8")
+    assert rounded.returncode == 0 and rounded.stdout == plain.stdout
+    seen = gptcli(*words, "--quantize", "int4", "--xray")
+    assert seen.returncode == 0, seen.stderr
+
+
+def test_unknown_bits_are_one_clear_line() -> None:
+    with pytest.raises(UsageError, match="int3"):
+        load(str(WEIGHTS), quantize="int3")
+    done = gptcli("hello", "--quantize", "int3")
+    assert done.returncode == 2 and b"--quantize must be one of none, int8, int4" in done.stderr
+
+
+def test_greedy_text_of_8_bits_is_the_float32_text_or_differs_at_a_near_tie() -> None:
+    steps = [
+        list(
+            generate(
+                load(str(WEIGHTS), quantize=q), "Once upon a time", sampling=Sampling(temperature=0), max_tokens=100
+            )
+        )
+        for q in ("none", "int8")
+    ]
+    first = next((a for a, b in zip(*steps, strict=False) if a.id != b.id), None)
+    assert first is None or first.margin < 0.5
