@@ -28,8 +28,10 @@ from gptcli.memory import check_fits
 from gptcli.records import Prompt, Step
 from gptcli.rows import Rows
 from gptcli.sample import Choice, adjust
+from gptcli.sampling import Sampling
 
-WITNESSED = 8  # tokens of the first text that are computed alone too
+WITNESSED = 4  # tokens of the first text that are computed alone too
+LIKELY = 64  # tokens of a row that are likely, when it is asked how far these moved against each other
 SAFETY = 8  # how many times the largest difference ever seen is allowed for
 LEAST = 2.0**-20  # of the largest logit, in float32: allowed for even where nothing was seen
 
@@ -136,6 +138,7 @@ class _Batch:
         self.prompts = _Prompts(checkpoint)
         self.witness: tuple[Text, Cache] | None = None  # the text that is computed alone too
         self.largest: float | None = None  # difference of a logit, alone and together
+        self.likely = 0.0  # the same of likely tokens, when what all of them have in common is taken off
 
     def run(self, waiting: Iterator[tuple[int, Request]]) -> Iterator[tuple[int, Step]]:
         """All steps of all texts."""
@@ -194,10 +197,11 @@ class _Batch:
         scale = logits.abs().amax(1)  # not a number where there is one in the row
         exact = self._witnessed(logits)
         least = LEAST * float(scale.nan_to_num(0, 0, 0).max())
-        error = max(least, SAFETY * (self.largest or 0.0))
         samplings = [text.request.sampling for text in self.texts]
-        penalties = [max(s.repetition_penalty, 1 / s.repetition_penalty) for s in samplings]
-        errors = [error * p if fine else inf for p, fine in zip(penalties, scale.isfinite().tolist(), strict=True)]
+        errors = [
+            max(least, self._error(sampling)) if fine else inf
+            for sampling, fine in zip(samplings, scale.isfinite().tolist(), strict=True)
+        ]
         found = list[tuple[int, Text, Tensor, Choice]]()
         choices = certain(logits, self._adjusted(logits), samplings, draws, errors)
         for row, (number, text, choice) in enumerate(zip(self.numbers, self.texts, choices, strict=True)):
@@ -246,4 +250,14 @@ class _Batch:
         return scores
 
     def _saw(self, alone: Tensor, together: Tensor) -> None:
-        self.largest = max(self.largest or 0.0, float((alone - together).abs().max()))
+        off = alone - together
+        self.largest = max(self.largest or 0.0, float(off.abs().max()))
+        off = off[alone.topk(min(LIKELY, len(alone))).indices]
+        self.likely = max(self.likely, float(off.max() - off.min()) / 2)
+
+    def _error(self, sampling: Sampling) -> float:
+        """How far a logit may be off, by what was seen. A shift of all alike changes no choice, but for a penalty."""
+        if plain(sampling) and (sampling.greedy or 0 < sampling.top_k <= LIKELY):
+            return SAFETY * self.likely
+        penalty = sampling.repetition_penalty
+        return SAFETY * (self.largest or 0.0) * max(penalty, 1 / penalty)

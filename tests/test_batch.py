@@ -169,7 +169,9 @@ def test_a_tie_that_the_common_pass_would_break_otherwise_goes_to_the_text_alone
     monkeypatch.setattr(
         module._Batch, "_logits", lambda self: (x := logits(self)) + 0.01 * (2 * torch.rand(x.shape, generator=g) - 1)
     )
-    requests = [Request(prompt="hello", max_tokens=20, seed=i, ignore_eos=True) for i in range(8)]
+    requests = [
+        Request(prompt="hello", max_tokens=20, seed=i, ignore_eos=True, sampling=SAMPLINGS[i % 4]) for i in range(8)
+    ]
     assert_as_alone(model, requests, within=0.1)
 
 
