@@ -73,9 +73,11 @@ def _certain(
     error = torch.tensor(errors, dtype=torch.float64)[:, None]
     values = best.double()  # [n, M]
     gap = values[:, :-1] - values[:, 1:] if values.shape[1] > 1 else values.new_full((len(values), 1), math.inf)
-    at, p, n_kept, safe = _drawn(values, adjusted, samplings, draws, error)
-    at, p = torch.where(greedy, 0, at), torch.where(greedy, 1.0, p)
-    n_kept, safe = torch.where(greedy, 1, n_kept), safe | greedy
+    at, n_kept = torch.zeros_like(ids[:, 0]), torch.ones_like(ids[:, 0])
+    p, safe = torch.ones_like(total), greedy.clone()
+    if not bool(greedy.all()):
+        drawn = _drawn(values, adjusted, samplings, draws, error)
+        at, p, n_kept, safe = (torch.where(greedy, *each) for each in zip((at, p, n_kept, safe), drawn, strict=True))
     # the neighbours in the ranking stay where they are
     clear = torch.nn.functional.pad(gap > 2 * error, (1, 1), value=True)  # the gap above each, and that below the last
     clear[:, -1] = values.shape[1] == size
