@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 
 import benchmarks
-from benchmarks import decode, lookup, scaling, start, train, xray
+from benchmarks import batch, decode, lookup, scaling, start, train, xray
 from gptcli.folder import shipped
 
 BENCHMARKS = {
+    "batch": batch.run,
     "decode": decode.run,
     "lookup": lookup.run,
     "start": start.run,

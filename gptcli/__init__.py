@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gptcli.batch import generate_batch
     from gptcli.checkpoint import Checkpoint, load, save
     from gptcli.config import Config, Layer, Rope
     from gptcli.describe import card
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from gptcli.families import FAMILIES
-    from gptcli.generation import generate, prepare, start
+    from gptcli.generation import Request, generate, prepare, start
     from gptcli.layout import Layout, look
     from gptcli.model import Decoder, Tape
     from gptcli.recipe import Recipe
@@ -40,12 +41,13 @@ if TYPE_CHECKING:
 
 _HOME = {
     "card": "describe",
+    "generate_batch": "batch",
     **dict.fromkeys(("Checkpoint", "load", "save"), "checkpoint"),
     **dict.fromkeys(("Config", "Layer", "Rope"), "config"),
     **dict.fromkeys(("BadCheckpoint", "CheckFailed", "GptcliError", "NotFound", "OutOfMemory"), "errors"),
     **dict.fromkeys(("Unsupported", "UsageError"), "errors"),
     "FAMILIES": "families",
-    **dict.fromkeys(("generate", "prepare", "start"), "generation"),
+    **dict.fromkeys(("Request", "generate", "prepare", "start"), "generation"),
     **dict.fromkeys(("Layout", "look"), "layout"),
     **dict.fromkeys(("Decoder", "Tape"), "model"),
     "Recipe": "recipe",
@@ -74,6 +76,7 @@ __all__ = [
     "Progress",
     "Prompt",
     "Recipe",
+    "Request",
     "Rope",
     "Sampling",
     "Step",
@@ -85,6 +88,7 @@ __all__ = [
     "UsageError",
     "card",
     "generate",
+    "generate_batch",
     "load",
     "look",
     "prepare",

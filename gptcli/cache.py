@@ -18,6 +18,8 @@ SLACK = 64  # rows beyond the window, so that a banded layer's rows move to the 
 class Keys:
     """Keys and values of one layer, [B, K, rows, D]; the newest end at `end`."""
 
+    lengths: Tensor | None = None  # all rows are as long as each other
+
     def __init__(self, k: Tensor, window: int | None) -> None:
         self.k, self.v = k, torch.empty_like(k)
         self.window, self.end = window, 0
@@ -68,6 +70,14 @@ class Cache:
             rows = window + SLACK if window else capacity
             shape = (batch, rows, config.n_kv_head, config.d_head)  # a token's numbers lie together, however many rows
             self.layers.append(Keys(torch.empty(shape, device=device, dtype=dtype).transpose(1, 2), window))
+
+    def where(self, T: int) -> slice:
+        """Positions of the next T tokens."""
+        return slice(self.n_seen, self.n_seen + T)
+
+    def advance(self, T: int) -> None:
+        """T more are seen."""
+        self.n_seen += T
 
     def outgrown(self, n_seen: int) -> bool:
         """Whether a text of this length is computed with other frequencies, so that all of it must be computed anew."""

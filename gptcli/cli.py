@@ -15,7 +15,7 @@ from gptcli.render.output import ClosedPipe, say, silence
 from gptcli.render.safe import one_line
 
 COMMANDS = (  # each a function of its own name in gptcli.commands
-    *("generate", "xray", "score", "examples", "train", "finetune", "merge", "diff", "optimize"),
+    *("generate", "batch", "xray", "score", "examples", "train", "finetune", "merge", "diff", "optimize"),
     *("tokenize", "info", "families"),
     *("tour", "params", "budget", "new"),
 )

@@ -39,6 +39,8 @@ _CONSTANT = re.compile(r"constant\d+")
 class _Seen:
     """A layer's keys and values with room for one more, as `Keys.room` hands them over."""
 
+    lengths = None
+
     def __init__(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v = k, v
 
@@ -94,7 +96,7 @@ class Pass:
         inputs = [torch.tensor([[id]])]
         if decoder.pos_embed:
             inputs.append(decoder.pos_embed.weight[start : start + 1])
-        for pair in decoder.turns(start, start + 1, cache).values():
+        for pair in decoder.turns(slice(start, start + 1), start + 1, cache).values():
             inputs += pair
         for keys, window in zip(cache.layers, self._windows, strict=True):
             inputs += keys.room(window)
@@ -139,7 +141,7 @@ def make(decoder: Decoder) -> Path:
         layer.window: Dim(f"seen_{layer.window or 'all'}", min=2, max=layer.window or c.n_ctx) for layer in c.layers
     }
     position = decoder.pos_embed.weight[n : n + 1] if decoder.pos_embed else None
-    turns = list(decoder.turns(n, n + 1, cache).values())
+    turns = list(decoder.turns(slice(n, n + 1), n + 1, cache).values())
     shapes = (
         None,
         None,

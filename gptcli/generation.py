@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -23,7 +23,7 @@ from gptcli.lookup import Lookup
 from gptcli.memory import check_fits
 from gptcli.model import Tape
 from gptcli.records import Candidate, Chunk, Finish, Prompt, Step
-from gptcli.sample import candidates, choose, rng
+from gptcli.sample import Choice, candidates, choose, rng
 from gptcli.sampling import Sampling
 from gptcli.text_stream import TextStream
 
@@ -37,6 +37,21 @@ class Start:
     prompt: Prompt
     cache: Cache
     logits: Tensor  # of the last position, [V], float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One text that is wanted, in the words of `generate`."""
+
+    prompt: str | Sequence[int] | Prompt
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int = 128
+    seed: int | None = None
+    sample: int = 0
+    stop: Sequence[str] = ()
+    ignore_eos: bool = False
+    top: int = 0
+    overflow: Overflow = "error"
 
 
 def prepare(
@@ -83,7 +98,7 @@ def prepare(
 def start(checkpoint: Checkpoint, prompt: Prompt, *, max_tokens: int = 128, tape: Tape | None = None) -> Start:
     """Computes the prompt, once for all samples. Raises OutOfMemory, before it allocates, if that would not fit."""
     config, n = checkpoint.config, len(prompt.ids)
-    capacity = config.n_ctx if max_tokens < 0 else min(config.n_ctx, n + max_tokens)
+    capacity = _capacity(checkpoint, n, max_tokens)
     need = config.kv_bytes(capacity, checkpoint.dtype.itemsize) + 4 * config.n_vocab
     check_fits(need, checkpoint.device, what=f"the cache of {capacity} tokens and the scores")
     cache = Cache(config, capacity, device=checkpoint.device, dtype=checkpoint.dtype)
@@ -115,50 +130,121 @@ def generate(
     """
     if lookup and tape is not None:
         raise UsageError("a tape sees a text token by token, and lookup computes several at once")
-    sampling = sampling or Sampling()
-    uniform = rng(secrets.randbits(32) if seed is None else seed, sample)
+    request = Request(
+        prompt=() if isinstance(prompt, Start) else prompt,
+        sampling=sampling or Sampling(),
+        max_tokens=max_tokens,
+        seed=seed,
+        sample=sample,
+        stop=stop,
+        ignore_eos=ignore_eos,
+        top=top,
+        overflow=overflow,
+    )
     if not isinstance(prompt, (Prompt, Start)):
         prompt = prepare(checkpoint, prompt, max_tokens=max_tokens, overflow=overflow)
     shared = isinstance(prompt, Start)
     begin = prompt if isinstance(prompt, Start) else start(checkpoint, prompt, max_tokens=max_tokens, tape=tape)
     cache, logits = begin.cache.copy() if shared else begin.cache, begin.logits
+    text = Text(checkpoint, begin.prompt, request)
+    text.capacity = cache.capacity
     fast = checkpoint.one_token() if tape is None else None
-    strip = checkpoint.tokenizer.leading_space and not begin.prompt.text
-    stream = TextStream(stops=stop, strip_leading_space=strip)
-    ids, index, n_dropped = list(begin.prompt.ids), 0, 0
-    generated = list[int]()
     plain = partial(_next_logits, checkpoint, cache=cache, tape=tape, fast=fast)
-    ahead = Lookup(checkpoint.decoder, cache, ids, plain) if lookup else None
-    while index < max_tokens or max_tokens < 0:
-        if index:
-            if len(ids) > cache.capacity:
-                ids, n_dropped = _slid(checkpoint, ids, cache.capacity)
+    ahead = Lookup(checkpoint.decoder, cache, text.ids, plain) if lookup else None
+    while not text.finish:
+        if text.generated:
+            if text.slide():
                 cache.clear()
-                ahead = Lookup(checkpoint.decoder, cache, ids[:-1], plain) if lookup else None
-            logits = ahead.scores(ids) if ahead else plain(ids)
-        choose_from = partial(choose, sampling=sampling, context=ids, generated=generated, size=checkpoint.n_tokens)
-        choice = choose_from(logits, uniform=uniform)
-        if ahead and ahead.doubtful(logits, choice, sampling, generated=generated, size=checkpoint.n_tokens):
-            logits = ahead.again(ids, logits)
-            choice = choose_from(logits, uniform=partial(float, choice.draw or 0.0))  # the same number
-        ids.append(choice.id)
-        generated.append(choice.id)
-        ended = choice.id in checkpoint.eos_ids and not ignore_eos
+                ahead = Lookup(checkpoint.decoder, cache, text.ids[:-1], plain) if lookup else None
+            logits = ahead.scores(text.ids) if ahead else plain(text.ids)
+        draw = text.draw()
+        choice = text.choose(logits, draw)
+        if ahead and ahead.doubtful(
+            logits, choice, request.sampling, generated=text.generated, size=checkpoint.n_tokens
+        ):
+            logits = ahead.again(text.ids, logits)
+            choice = text.choose(logits, draw)
+        yield text.take(logits, choice)
+
+
+class Text:
+    """One text as it grows, token after token, until something ends it."""
+
+    def __init__(self, checkpoint: Checkpoint, prompt: Prompt, request: Request) -> None:
+        self.checkpoint, self.request = checkpoint, request
+        self.ids = list(prompt.ids)  # that the model sees
+        self.n_first = len(self.ids)  # how many of them were computed at once, not one after the other
+        self.capacity = _capacity(checkpoint, self.n_first, request.max_tokens)
+        self.generated = list[int]()
+        self.finish: Finish | None = "length" if request.max_tokens == 0 else None
+        self._uniform = rng(secrets.randbits(32) if request.seed is None else request.seed, request.sample)
+        strip = checkpoint.tokenizer.leading_space and not prompt.text
+        self._stream = TextStream(stops=request.stop, strip_leading_space=strip)
+        self._n_dropped = 0
+
+    def slide(self) -> bool:
+        """Whether the context was full, so that its older half had to go and the rest must be computed anew."""
+        if len(self.ids) <= self.capacity:
+            return False
+        self.ids, self._n_dropped = _slid(self.checkpoint, self.ids, self.capacity)
+        self.n_first = len(self.ids)
+        return True
+
+    @property
+    def outgrows(self) -> bool:
+        """Whether it may come to be computed with other rotary frequencies than it begins with."""
+        ropes = {layer.rope for layer in self.checkpoint.config.layers if layer.rope}
+        return any(rope.regime(1) != rope.regime(self.capacity) for rope in ropes)
+
+    def logits(self, cache: Cache) -> Tensor:
+        """Scores after it, [V]; the cache has seen its first tokens, alone."""
+        return _next_logits(self.checkpoint, self.ids, cache, None, self.checkpoint.one_token())
+
+    def alone(self) -> tuple[Tensor, Cache]:
+        """Scores after it, [V], and its cache, as it gets them alone: its beginning at once, the rest one by one."""
+        checkpoint = self.checkpoint
+        cache = Cache(checkpoint.config, self.capacity, device=checkpoint.device, dtype=checkpoint.dtype)
+        for n in range(self.n_first, len(self.ids) + 1):
+            logits = _next_logits(checkpoint, self.ids[:n], cache, None, checkpoint.one_token())
+        return logits, cache
+
+    def draw(self) -> float:
+        """The uniform number of the next token; 0 where none is drawn."""
+        return 0.0 if self.request.sampling.greedy else self._uniform()
+
+    def choose(self, logits: Tensor, draw: float) -> Choice:
+        """The next token. logits: [V]."""
+        return choose(
+            logits,
+            self.request.sampling,
+            context=self.ids,
+            generated=self.generated,
+            uniform=lambda: draw,
+            size=self.checkpoint.n_tokens,
+        )
+
+    def take(self, logits: Tensor, choice: Choice) -> Step:
+        """Goes on with a token, chosen from `logits` [V]."""
+        checkpoint, request, index = self.checkpoint, self.request, len(self.generated)
+        self.ids.append(choice.id)
+        self.generated.append(choice.id)
+        ended = choice.id in checkpoint.eos_ids and not request.ignore_eos
         raw = b"" if ended else checkpoint.tokenizer.raw(choice.id)
-        chunks = stream.feed(index, raw)
+        chunks = self._stream.feed(index, raw)
         finish: Finish | None = None
         if ended:
             finish = "eos"
-        elif stream.stopped:
+        elif self._stream.stopped:
             finish = "stop"
-        elif index + 1 == max_tokens:
+        elif index + 1 == request.max_tokens:
             finish = "length"
-        elif len(ids) >= checkpoint.config.n_ctx and overflow != "slide":
+        elif len(self.ids) >= checkpoint.config.n_ctx and request.overflow != "slide":
             finish = "context"
         if finish:
-            chunks = _merged(chunks + stream.finish())
-            finish = "stop" if stream.stopped else finish
-        yield Step(
+            chunks = _merged(chunks + self._stream.finish())
+            finish = "stop" if self._stream.stopped else finish
+        n_dropped, self._n_dropped, self.finish = self._n_dropped, 0, finish
+        return Step(
             index=index,
             id=choice.id,
             raw=raw,
@@ -167,14 +253,11 @@ def generate(
             n_kept=choice.n_kept,
             draw=choice.draw,
             margin=choice.margin,
-            top=top_candidates(checkpoint, logits, top),
+            top=top_candidates(checkpoint, logits, request.top),
             chunks=chunks,
             finish=finish,
             n_dropped=n_dropped,
         )
-        if finish:
-            return
-        index, n_dropped = index + 1, 0
 
 
 def top_candidates(checkpoint: Checkpoint, logits: Tensor, n: int) -> tuple[Candidate, ...]:
@@ -192,6 +275,12 @@ def _merged(chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
         else:
             merged.append(chunk)
     return tuple(merged)
+
+
+def _capacity(checkpoint: Checkpoint, n: int, max_tokens: int) -> int:
+    """How many tokens a text may come to have, its beginning of `n` included."""
+    n_ctx = checkpoint.config.n_ctx
+    return n_ctx if max_tokens < 0 else min(n_ctx, n + max_tokens)
 
 
 def _slid(checkpoint: Checkpoint, ids: list[int], n_ctx: int) -> tuple[list[int], int]:

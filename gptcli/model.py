@@ -22,6 +22,7 @@ from gptcli.cache import Cache, Keys
 from gptcli.config import Config, Rope
 from gptcli.linear import Linear, linear
 from gptcli.rope import angles, turn
+from gptcli.rows import RowKeys, Rows
 
 Angles = dict[Rope, tuple[Tensor, Tensor]]  # cos and sin of the positions in use, each [positions, dim]
 
@@ -79,7 +80,7 @@ class Attention(nn.Module):
             self.k_norm = Norm(config, *config.qk_norm_shape(K), bias=config.qk_norm_bias)
         self.out = Linear(H * D, C, bias=config.out_bias)
 
-    def forward(self, x: Tensor, turns: Angles, keys: Keys | None, tape: Tape | None) -> Tensor:
+    def forward(self, x: Tensor, turns: Angles, keys: Keys | RowKeys | None, tape: Tape | None) -> Tensor:
         c, layer, (B, T, _) = self.config, self.layer, x.shape
         q, k, v = self.q(x), self.k(x), self.v(x)  # [B, T, H*D], [B, T, K*D]
         if c.clip_qkv:
@@ -95,15 +96,20 @@ class Attention(nn.Module):
             q, k = turn(q, cos, sin), turn(k, cos, sin)
         if keys:
             k, v = keys.append(k, v)  # [B, K, S, D]
-        mask = visible(T, k.shape[2], layer.window, x.device)
+        mask = visible(T, k.shape[2], layer.window, x.device, keys.lengths if keys else None)
         z = attend(q, k, v, mask, layer.scale, c.attn_softcap)  # [B, H, T, D]
         if tape:
             z = tape.heads(self.index, q, k, v, mask, z)
         return self.out(z.transpose(1, 2).reshape(B, T, -1))
 
 
-def visible(T: int, S: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Which of the last S keys each of the last T queries sees, [T, S]; None where plain causal order says it all."""
+def visible(T: int, S: int, window: int | None, device: torch.device, lengths: Tensor | None = None) -> Tensor | None:
+    """Which of the last S keys each of the last T queries sees, [T, S]; None where plain causal order says it all.
+
+    lengths: [B], where the rows' texts differ in length and end together, T is 1; then [B, 1, 1, S].
+    """
+    if lengths is not None:
+        return torch.arange(S, device=device) >= (S - lengths)[:, None, None, None]
     if T == 1:  # the cache hands over only what is visible
         return None if window is None or window >= S else torch.arange(S, device=device)[None] >= S - window
     if T == S and (window is None or window >= S):
@@ -116,9 +122,10 @@ def visible(T: int, S: int, window: int | None, device: torch.device) -> Tensor 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
     """softmax(scale q.k) v over the visible keys. q: [B, H, T, D]; k, v: [B, K, S, D], shared by H/K neighbours."""
     T, S = q.shape[2], k.shape[2]
-    if softcap is None and T == 1 and mask is None:  # heads that share keys ask as neighbours: no key is read twice
+    if softcap is None and T == 1 and (mask is None or mask.ndim == 4):
+        # heads that share keys ask as neighbours: no key is read twice
         asked = q.reshape(len(q), k.shape[1], -1, q.shape[3])  # [B, K, H/K, D]
-        return F.scaled_dot_product_attention(asked, k, v, scale=scale).reshape(q.shape)
+        return F.scaled_dot_product_attention(asked, k, v, mask, scale=scale).reshape(q.shape)
     if softcap is None:
         causal = mask is None and T > 1
         return F.scaled_dot_product_attention(
@@ -171,7 +178,7 @@ class Block(nn.Module):
         self.mlp_norm, self.mlp_out_norm = norm.get("mlp_norm"), norm.get("mlp_out_norm")
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, turns: Angles, keys: Keys | None, tape: Tape | None) -> Tensor:
+    def forward(self, x: Tensor, turns: Angles, keys: Keys | RowKeys | None, tape: Tape | None) -> Tensor:
         c, attn_norm, mlp_norm = self.config, self.attn_norm, self.mlp_norm
         if c.post_norm and attn_norm and mlp_norm:  # the norm takes the sum
             x = attn_norm(x + self._write("attn", self.attn(x, turns, keys, tape), None, tape))
@@ -209,11 +216,11 @@ class Decoder(nn.Module):
         self.embed_out = Linear(config.d_model, config.d_vocab, bias=False) if config.d_embed else None
         self.head = Head(config)
 
-    def forward(self, ids: Tensor, cache: Cache | None = None, tape: Tape | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: Cache | Rows | None = None, tape: Tape | None = None) -> Tensor:
         """Logits for every position, [B, T, V]. ids: [B, T], int64; with a cache they follow what it has seen."""
         return self.readout(self.stream(ids, cache, tape))
 
-    def stream(self, ids: Tensor, cache: Cache | None = None, tape: Tape | None = None) -> Tensor:
+    def stream(self, ids: Tensor, cache: Cache | Rows | None = None, tape: Tape | None = None) -> Tensor:
         """The residual stream after the last block, before the final norm. [B, T] -> [B, T, C].
 
         Raises ValueError for more tokens than the cache was made for, or when it has outgrown its frequencies.
@@ -222,14 +229,15 @@ class Decoder(nn.Module):
         start = cache.n_seen if cache else 0
         if cache and (start + T > cache.capacity or cache.outgrown(start + T)):
             raise ValueError(f"a cache for {cache.capacity} tokens that has seen {start} cannot take {T} more")
-        x = self.begin(ids, self.pos_embed.weight[start : start + T] if self.pos_embed else None)
+        where = cache.where(T) if cache else slice(0, T)
+        x = self.begin(ids, self.pos_embed.weight[where] if self.pos_embed else None)
         if tape:
             x = tape.start(x)
-        turns = self.turns(start, start + T, cache)
+        turns = self.turns(where, start + T, cache)
         for i, block in enumerate(self.blocks):
             x = block(x, turns, cache.layers[i] if cache else None, tape)
         if cache:
-            cache.n_seen += T
+            cache.advance(T)
         return x
 
     def begin(self, ids: Tensor, position: Tensor | None) -> Tensor:
@@ -241,9 +249,9 @@ class Decoder(nn.Module):
             x = self.embed_in(x)
         return x if position is None else x + position
 
-    def turns(self, start: int, stop: int, cache: Cache | None) -> Angles:
-        """How far the rotary families turn what stands at these places."""
-        return {rope: self._angles(rope, start, stop, cache) for rope in self.ropes}
+    def turns(self, where: slice | Tensor, stop: int, cache: Cache | Rows | None) -> Angles:
+        """How far the rotary families turn what stands at these places, the last before `stop`; [B, 1] of rows."""
+        return {rope: self._angles(rope, where, stop, cache) for rope in self.ropes}
 
     def readout(self, x: Tensor) -> Tensor:
         """Vectors of the stream to scores: final norm, head, scale and cap. [..., C] -> [..., V]."""
@@ -257,14 +265,17 @@ class Decoder(nn.Module):
             logits = logits * c.logit_scale
         return logits if c.final_softcap is None else c.final_softcap * torch.tanh(logits / c.final_softcap)
 
-    def _angles(self, rope: Rope, start: int, stop: int, cache: Cache | None) -> tuple[Tensor, Tensor]:
+    def _angles(
+        self, rope: Rope, where: slice | Tensor, stop: int, cache: Cache | Rows | None
+    ) -> tuple[Tensor, Tensor]:
         regime, device, dtype = rope.regime(stop), self.embed.weight.device, self.embed.weight.dtype
         if cache is None:
             return angles(rope, stop, regime, device, dtype)
         if (rope, regime) not in cache.angles:
             cache.angles[rope, regime] = angles(rope, cache.capacity, regime, device, dtype)
         cos, sin = cache.angles[rope, regime]
-        return cos[start:stop], sin[start:stop]
+        cos, sin = cos[where], sin[where]
+        return (cos, sin) if isinstance(where, slice) else (cos[:, None], sin[:, None])  # [B, 1, 1, dim]
 
 
 @cache

@@ -96,7 +96,7 @@ def load_config(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
             near = get_close_matches(key.lower().replace("-", "_"), OPTIONS, n=1, cutoff=0.6)
             hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(OPTIONS)}"
             raise UsageError(f"config file {path} has an unknown key {key!r}", hint=hint)
-    return {key: _checked(key, value, f"{key} in config file {path}") for key, value in table.items()}
+    return {key: checked(key, value, f"{key} in config file {path}") for key, value in table.items()}
 
 
 def settle(
@@ -113,14 +113,14 @@ def settle(
     for key, option in OPTIONS.items():
         variable = f"GPTCLI_{key.upper()}"
         if flags.get(key) is not None and flags[key] not in ([], ()):
-            setting = Setting(value=_checked(key, flags[key], _flag(key)), source="flag")
+            setting = Setting(value=checked(key, flags[key], _flag(key)), source="flag")
         elif text := environ.get(variable):
-            setting = Setting(value=_checked(key, _parsed(option.kind, text), variable), source=variable)
+            setting = Setting(value=checked(key, _parsed(option.kind, text), variable), source=variable)
         elif key in config:
             setting = Setting(value=config[key], source=f"config file {path}")
         elif key in model:
             where, way_out = f"{key} in {GENERATION_CONFIG}", f"{_flag(key)} overrides it"
-            value = _checked(key, model[key], where, refusal=BadCheckpoint, hint=way_out)
+            value = checked(key, model[key], where, refusal=BadCheckpoint, hint=way_out)
             setting = Setting(value=value, source=GENERATION_CONFIG)
         else:
             setting = Setting(value=option.default, source="built-in")
@@ -159,7 +159,7 @@ def _parsed(kind: type, text: str) -> Any:
         return text
 
 
-def _checked(key: str, value: Any, where: str, *, refusal: type[GptcliError] = UsageError, hint: str = "") -> Any:
+def checked(key: str, value: Any, where: str, *, refusal: type[GptcliError] = UsageError, hint: str = "") -> Any:
     """The value in its exact type, or an error that says where it stands and what is allowed."""
     kind, _, allowed = OPTIONS[key]
     if isinstance(allowed, Range):

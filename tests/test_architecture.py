@@ -22,6 +22,7 @@ TENSORS = {
     *("gptcli.model", "gptcli.optimizer", "gptcli.rope", "gptcli.sample", "gptcli.saves", "gptcli.score"),
     *("gptcli.train", "gptcli.attention", "gptcli.trace", "gptcli.lens", "gptcli.divergence", "gptcli.ledger"),
     *("gptcli.whatif", "gptcli.occlusion", "gptcli.scan", "gptcli.draws", "gptcli.strips", "gptcli.tour.guide"),
+    *("gptcli.batch", "gptcli.certain", "gptcli.rows"),
 }
 TERMINAL = {"rich", "typer"}
 
@@ -30,13 +31,13 @@ FLOORS = [
     ("errors", "user_cache"),
     ("records", "records_xray", "tables", "config", "sampling", "recipe", "presets"),
     ("config_json", "fixes", "folder", "settings", "text_stream", "places"),
-    ("configs", "memory", "tokens", "cache", "rope", "sample", "linear"),
+    ("configs", "memory", "tokens", "cache", "rope", "rows", "sample", "certain", "linear"),
     ("families", "model", "corpus", "pairs", "paper", "catalogue", "priming"),
     ("layout", "data", "optimizer", "compiled"),
     ("quantize",),
     ("checkpoint", "describe", "model_choice", "params", "budget", "speed"),
     ("lookup",),
-    ("generation", "train", "saves", "score", "lora"),
+    ("generation", "batch", "train", "saves", "score", "lora"),
     ("compare", "untrained", "attention", "divergence"),
     ("trace",),
     ("lens",),

@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import typer
 
 from gptcli.commands.editing import Wanted
+from gptcli.errors import GptcliError
 from gptcli.render.output import say, tell
 from gptcli.sampling import Sampling
 from gptcli.settings import Setting
 
 if TYPE_CHECKING:
     from gptcli.checkpoint import Checkpoint
+    from gptcli.generation import Request
     from gptcli.model import Tape
     from gptcli.records import Prompt, Step
     from gptcli.records_xray import Strip
@@ -33,6 +35,38 @@ class Times:
     n_generated: int = 0
 
 
+class Together:
+    """The texts of one or more runs, computed in one batch and shown one after the other."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        from gptcli.batch import InOrder, generate_batch
+
+        counts = [run.settings["num_samples"].value for run in runs]
+        self._first = {id(run): sum(counts[:i]) for i, run in enumerate(runs)}
+        self._texts = InOrder(generate_batch(runs[0].checkpoint, self._requests(runs)))
+        for run in runs:
+            run.together = self
+
+    @staticmethod
+    def of(runs: Sequence[Run]) -> None:
+        """Has the runs computed together where that is right: nobody looks into the model, or at its last digits."""
+        many = sum(run.settings["num_samples"].value for run in runs) > 1
+        if many and not any(run.xray or run.wanted or run.figures for run in runs):
+            Together(runs)
+
+    def text(self, run: Run, sample: int) -> Iterable[Step]:
+        """The steps of one sample of a run."""
+        return self._texts.text(self._first[id(run)] + sample)
+
+    @staticmethod
+    def _requests(runs: Sequence[Run]) -> Iterable[Request]:
+        for run in runs:
+            try:
+                yield from run.requests()
+            except GptcliError:  # it is said when its turn comes, after the answers before it
+                return
+
+
 @dataclasses.dataclass(kw_only=True)
 class Run:
     """One call of the command: what to run, and what came of it."""
@@ -47,6 +81,8 @@ class Run:
     times: Times
     wanted: Wanted
     xray: bool
+    figures: bool = False  # whether numbers are shown that are rounded otherwise when texts are computed together
+    together: Together | None = None
     lookup: bool = False
     prompt: Prompt | None = None
     interrupted: bool = False
@@ -59,6 +95,10 @@ class Run:
 
         value = {key: setting.value for key, setting in self.settings.items()}
         n, prompt = value["num_samples"], self.prepared()
+        if self.together:
+            for i in range(n):
+                yield i, self._timed(self.together.text(self, i))
+            return
         tape = self._tape(prompt)
         alone = n == 1 or tape is not None  # a tape sees a text from its start
         begin = prompt if alone else start(self.checkpoint, prompt, max_tokens=value["max_tokens"])
@@ -79,6 +119,23 @@ class Run:
                 lookup=self.lookup,
             )
             yield i, self._timed(self._read(steps, tape))
+
+    def requests(self) -> Iterable[Request]:
+        """The same samples, for those who compute them together."""
+        from gptcli.generation import Request
+
+        value = {key: setting.value for key, setting in self.settings.items()}
+        for i in range(value["num_samples"]):
+            yield Request(
+                prompt=self.prepared(),
+                sampling=self.sampling,
+                max_tokens=value["max_tokens"],
+                seed=self.seed,
+                sample=i,
+                stop=value["stop"],
+                ignore_eos=value["ignore_eos"],
+                overflow=value["overflow"],
+            )
 
     def _tape(self, prompt: Prompt) -> Tape | None:
         """What watches the passes, or changes what passes; None leaves the model alone."""

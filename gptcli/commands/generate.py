@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gptcli.commands import answers
 from gptcli.commands import options as o
-from gptcli.commands.answering import Run, Times
+from gptcli.commands.answering import Run, Times, Together
 from gptcli.commands.editing import Wanted, refuse_mean_alone
 from gptcli.commands.loading import load_chosen
 from gptcli.commands.priming import Priming, show, with_stops
@@ -139,6 +139,7 @@ def generate(
         top=max(logprobs or 0, NEXT if xray else 0),
         wanted=wanted,
         xray=xray,
+        figures=as_jsonl or logprobs is not None or settings["color"].value == "prob",
         lookup=lookup,
         bos=bos,
         times=Times(started=started, loaded=loaded),
@@ -147,7 +148,12 @@ def generate(
         for name, setting in settings.items():
             say(f"gptcli: {name} = {setting.value!r} ({setting.source})")
     write = answers.as_json if as_json else answers.as_jsonl if as_jsonl else None
-    for each in _runs(run, priming, cases):
+    runs = list(_runs(run, priming, cases))
+    Together.of(runs)
+    for i, each in enumerate(runs):
+        if i:
+            now = time.perf_counter()
+            each.times = Times(started=now, loaded=now)
         if write:
             write(each, output, logprobs=logprobs is not None)
         elif xray:
@@ -165,12 +171,10 @@ def _runs(run: Run, priming: Priming | None, cases: list[str]) -> Iterable[Run]:
         return
     c, tokenizer = run.checkpoint.config, run.checkpoint.tokenizer
     for i, prompt in enumerate(priming.prompts(cases, run.settings, tokenizer=tokenizer, n_ctx=c.n_ctx, bos=run.bos)):
-        now = time.perf_counter()
         yield dataclasses.replace(
             run,
             text=prompt.text,
             settings=with_stops(run.settings, prompt.stops),
-            times=Times(started=now, loaded=now) if i else run.times,
             last=i + 1 == len(cases),
         )
 

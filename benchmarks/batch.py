@@ -1,0 +1,152 @@
+"""python -m benchmarks batch MODEL: many texts at once, beside one at a time and beside transformers' batched generate.
+
+float32, greedy, end tokens ignored, prompts of one length, so that both do the same work; and a ragged workload, where
+texts end at different times: transformers computes each batch until its longest text has ended, ours fills the rows.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from importlib.util import find_spec
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from gptcli import look
+
+BATCHES = (1, 8, 32)
+N = 64  # tokens of each text
+N_RAGGED = 96  # texts, of 4 to 128 tokens each
+PROMPT = "Once upon a time, there was a little robot"
+PEERS = ("gptcli", "transformers")
+
+
+def run(model: str, *, rounds: int) -> None:
+    """Every peer waits in a process of its own and measures when it is its turn; medians."""
+    folder = str(look(model).source.folder.resolve())
+    works = [*map(str, BATCHES), "ragged"]
+    found = {peer: defaultdict[str, list[float]](list) for peer in PEERS if find_spec(peer)}
+    processes = {peer: start(peer, folder) for peer in found}
+    for i in track(range(rounds + 1), "rounds", console=Console(stderr=True), transient=True):
+        for work in works:
+            for peer, process in processes.items():
+                speed = ask(process, work)
+                if i:  # the first round only warms up
+                    found[peer][work].append(speed)
+    for process in processes.values():
+        process.communicate("")
+    Console().print(table(found, works, rounds))
+
+
+def start(peer: str, model: str) -> subprocess.Popen[str]:
+    """A peer that has loaded the model."""
+    command = [sys.executable, "-m", "benchmarks.batch", peer, model]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout and process.stdout.readline() == "ready\n", f"{peer} does not start: {' '.join(command)}"
+    return process
+
+
+def ask(process: subprocess.Popen[str], work: str) -> float:
+    """Tokens per second of one piece of work."""
+    assert process.stdin and process.stdout
+    process.stdin.write(work + "\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
+
+
+def table(found: dict[str, dict[str, list[float]]], works: list[str], rounds: int) -> Table:
+    """Tokens per second of all texts together; in brackets how many times more than with one text."""
+    result = Table(
+        caption=f"tokens/s, medians of {rounds} interleaved rounds; in brackets times one text. greedy, {N} tokens; "
+        f"ragged: {N_RAGGED} texts of 4 to 128 tokens, at most {max(BATCHES)} at a time"
+    )
+    result.add_column("")
+    for work in works:
+        result.add_column(work if work == "ragged" else f"batch {work}", justify="right")
+    medians = {peer: {w: statistics.median(figures[w]) for w in works} for peer, figures in found.items()}
+    for peer, figures in medians.items():
+        one = figures[works[0]]
+        result.add_row(peer, *(f"{figures[w]:.4g} ({figures[w] / one:.1f}x)" for w in works))
+    if len(medians) > 1:
+        ours, theirs = medians["gptcli"], medians["transformers"]
+        result.add_row("gptcli / transformers", *(f"{ours[w] / theirs[w]:.2f}x" for w in works))
+    return result
+
+
+def ragged_lengths() -> list[int]:
+    """How many tokens each text of the ragged workload gets."""
+    number = random.Random(0)
+    return [number.randint(4, 128) for _ in range(N_RAGGED)]
+
+
+def gptcli(model: str, work: str) -> None:
+    """One piece of work, timed from outside; the checkpoint stays loaded."""
+    from gptcli import Request, Sampling, generate_batch
+
+    lengths = ragged_lengths() if work == "ragged" else [N] * int(work)
+    greedy = Sampling(temperature=0)
+    requests = [Request(prompt=PROMPT, sampling=greedy, max_tokens=n, ignore_eos=True) for n in lengths]
+    for _ in generate_batch(_ours(model), requests, batch=max(BATCHES)):
+        pass
+
+
+def transformers(model: str, work: str) -> None:
+    """The same; ragged texts in batches in the order they come, each batch as long as its longest text."""
+    loaded, ids = _theirs(model)
+    lengths = ragged_lengths() if work == "ragged" else [N] * int(work)
+    for i in range(0, len(lengths), max(BATCHES)):
+        some = lengths[i : i + max(BATCHES)]
+        given = ids.expand(len(some), -1)
+        loaded.generate(
+            given, attention_mask=given.new_ones(given.shape), do_sample=False, max_new_tokens=max(some),
+            min_new_tokens=max(some), pad_token_id=0,
+        )  # fmt: skip
+
+
+_LOADED: dict[str, object] = {}
+
+
+def _ours(model: str):  # type: ignore[no-untyped-def]
+    from gptcli import load
+
+    if model not in _LOADED:
+        _LOADED[model] = load(model, dtype="float32")
+    return _LOADED[model]
+
+
+def _theirs(model: str):  # type: ignore[no-untyped-def]
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if model not in _LOADED:
+        ids = AutoTokenizer.from_pretrained(model)(PROMPT, return_tensors="pt").input_ids
+        _LOADED[model] = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval(), ids
+    return _LOADED[model]
+
+
+WORK = {"gptcli": gptcli, "transformers": transformers}
+
+
+def main() -> None:
+    peer, model = sys.argv[1:3]
+    WORK[peer](model, "1")
+    print("ready", flush=True)
+    for line in sys.stdin:
+        work = line.strip()
+        tokens = sum(ragged_lengths()) if work == "ragged" else N * int(work)
+        began = time.perf_counter()
+        WORK[peer](model, work)
+        print(json.dumps(tokens / (time.perf_counter() - began)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

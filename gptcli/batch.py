@@ -1,0 +1,263 @@
+"""Many texts at once: one pass of the decoder adds a token to each, and a text that ends makes place for the next.
+
+Every text is, token for token, what it would be alone. Computed together, numbers are rounded otherwise than alone, so
+a token is taken from the common pass only where no rounding of that size could have led to another (see certain.py).
+How large it is, is measured while it runs: the first text is computed alone beside the others for some tokens, and so
+is every text whose next token was not certain, up to that token; then it goes on among the others.
+
+What the steps say of a token beside it (logprob, p, margin, top) is of the common pass, and equal up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import fields
+from itertools import chain, islice
+from math import inf
+
+import torch
+from torch import Tensor
+
+from gptcli.cache import Cache
+from gptcli.certain import certain, plain
+from gptcli.checkpoint import Checkpoint
+from gptcli.errors import OutOfMemory
+from gptcli.generation import Request, Start, Text, generate, prepare, start
+from gptcli.memory import check_fits
+from gptcli.records import Prompt, Step
+from gptcli.rows import Rows
+from gptcli.sample import Choice, adjust
+from gptcli.sampling import Sampling
+
+WITNESSED = 4  # tokens of the first text that are computed alone too
+LIKELY = 64  # tokens of a row that are likely, when it is asked how far these moved against each other
+SAFETY = 8  # how many times the largest difference ever seen is allowed for
+LEAST = 2.0**-20  # of the largest logit, in float32: allowed for even where nothing was seen
+
+
+def generate_batch(
+    checkpoint: Checkpoint, requests: Iterable[Request], *, batch: int = 32
+) -> Iterator[tuple[int, Step]]:
+    """Yields (number of the request, its next step), in the order of the steps; up to `batch` texts run at a time.
+
+    Each text is what `generate` makes of the same request. Requests are read as rows get free; neighbours with the same
+    prompt have it computed once. With weights of fewer bits than float32 near-ties are everywhere, so each text runs
+    alone, one after another; so does one that outgrows its rotary frequencies. Raises UsageError, OutOfMemory.
+    """
+    waiting = enumerate(requests)
+    first = list(islice(waiting, batch)) if batch > 1 and exact_enough(checkpoint) else []
+    n_rows = _that_fit(checkpoint, [request for _, request in first]) if first else 1
+    every = chain(first, waiting)
+    if n_rows > 1:
+        yield from _Batch(checkpoint, n_rows).run(every)
+        return
+    prompts = _Prompts(checkpoint)
+    for number, request in every:
+        yield from prompts.alone(number, request)
+
+
+class InOrder:
+    """The steps of many texts, handed out text by text; those that come too early wait."""
+
+    def __init__(self, steps: Iterator[tuple[int, Step]]) -> None:
+        self._steps = steps
+        self._waiting = defaultdict[int, deque[Step]](deque)
+
+    def text(self, number: int) -> Iterator[Step]:
+        """All steps of one text, each as soon as it is there."""
+        while True:
+            while not (waiting := self._waiting[number]):
+                found = next(self._steps, None)
+                if found is None:
+                    return
+                self._waiting[found[0]].append(found[1])
+            step = waiting.popleft()
+            yield step
+            if step.finish:
+                del self._waiting[number]
+                return
+
+
+def exact_enough(checkpoint: Checkpoint) -> bool:
+    """Whether all is float32: in fewer bits, another order of adding makes another token of every near-tie."""
+    return all(t.dtype == torch.float32 for t in checkpoint.decoder.state_dict().values())
+
+
+class _Prompts:
+    """Computes prompts, and the same one after another only once."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._last: tuple[int, Start] | None = None
+
+    def start(self, request: Request) -> Start:
+        """The request's prompt, computed alone."""
+        prompt, n = request.prompt, request.max_tokens
+        if not isinstance(prompt, Prompt):
+            prompt = prepare(self.checkpoint, prompt, max_tokens=n, overflow=request.overflow)
+        if self._last is None or self._last[0] != n or self._last[1].prompt != prompt:
+            self._last = n, start(self.checkpoint, prompt, max_tokens=n)
+        return self._last[1]
+
+    def alone(self, number: int, request: Request) -> Iterator[tuple[int, Step]]:
+        """All of a text, by itself."""
+        values = {field.name: getattr(request, field.name) for field in fields(request)}
+        for step in generate(self.checkpoint, **values | {"prompt": self.start(request)}):
+            yield number, step
+
+
+def _that_fit(checkpoint: Checkpoint, requests: list[Request]) -> int:
+    """How many rows memory has room for, one at least."""
+    config, n = checkpoint.config, len(requests)
+    longest = max(config.n_ctx if r.max_tokens < 0 else min(config.n_ctx, r.max_tokens + _length(r)) for r in requests)
+    while n > 1:
+        try:
+            need = 3 * n * config.kv_bytes(longest, checkpoint.dtype.itemsize)  # they grow by doubling
+            check_fits(need, checkpoint.device, what=f"the caches of {n} texts")
+            break
+        except OutOfMemory:
+            n //= 2
+    return n
+
+
+def _length(request: Request) -> int:
+    """Tokens of the prompt, or more."""
+    prompt = request.prompt
+    return len(prompt.ids if isinstance(prompt, Prompt) else prompt.encode() if isinstance(prompt, str) else prompt) + 1
+
+
+class _Batch:
+    """The texts that are running, one a row, and how far rounding was seen to go."""
+
+    def __init__(self, checkpoint: Checkpoint, n_rows: int) -> None:
+        self.checkpoint, self.n_rows = checkpoint, n_rows
+        self.rows = Rows(checkpoint.config, n_rows, device=checkpoint.device, dtype=checkpoint.dtype)
+        self.texts = list[Text]()
+        self.numbers = list[int]()
+        self.prompts = _Prompts(checkpoint)
+        self.witness: tuple[Text, Cache] | None = None  # the text that is computed alone too
+        self.largest: float | None = None  # difference of a logit, alone and together
+        self.likely = 0.0  # the same of likely tokens, when what all of them have in common is taken off
+
+    def run(self, waiting: Iterator[tuple[int, Request]]) -> Iterator[tuple[int, Step]]:
+        """All steps of all texts."""
+        while len(self.texts) < self.n_rows and (yield from self._join(len(self.texts), waiting)):
+            pass
+        self.rows.only(len(self.texts))
+        while self.texts:
+            yield from self._slide()
+            yield from self._renew(waiting)
+            if self.texts:
+                for number, text, logits, choice in self._choices():
+                    yield number, text.take(logits, choice)
+                yield from self._renew(waiting)
+
+    def _join(self, row: int, waiting: Iterator[tuple[int, Request]]) -> Generator[tuple[int, Step], None, bool]:
+        """Puts the next text that lasts into a row; False if there is none."""
+        for number, request in waiting:
+            begin = self.prompts.start(request)
+            text = Text(self.checkpoint, begin.prompt, request)
+            if text.outgrows:
+                yield from self.prompts.alone(number, request)
+                continue
+            if text.finish:
+                continue
+            step = text.take(begin.logits, text.choose(begin.logits, text.draw()))
+            yield number, step
+            if step.finish:
+                continue
+            self.rows.join(row, begin.cache)
+            self.texts[row : row + 1], self.numbers[row : row + 1] = [text], [number]
+            if self.largest is None and self.witness is None:
+                self.witness = text, begin.cache.copy()
+            return True
+        return False
+
+    def _renew(self, waiting: Iterator[tuple[int, Request]]) -> Iterator[tuple[int, Step]]:
+        """The next texts take over the rows of those that have ended; if there are none, the rows go."""
+        for row in reversed(range(len(self.texts))):
+            if self.texts[row].finish and not (yield from self._join(row, waiting)):
+                self.rows.leave(row)
+                self.texts[row], self.numbers[row] = self.texts[-1], self.numbers[-1]
+                self.texts.pop()
+                self.numbers.pop()
+
+    def _slide(self) -> Iterator[tuple[int, Step]]:
+        """Texts whose context is full have what is left of it computed anew, alone."""
+        for row, text in enumerate(self.texts):
+            if text.slide():
+                logits, cache = text.alone()
+                self.rows.join(row, cache)
+                yield self.numbers[row], text.take(logits, text.choose(logits, text.draw()))
+
+    def _choices(self) -> list[tuple[int, Text, Tensor, Choice]]:
+        """The next token of each text, and the scores it was chosen from."""
+        logits, draws = self._logits(), [text.draw() for text in self.texts]
+        scale = logits.abs().amax(1)  # not a number where there is one in the row
+        exact = self._witnessed(logits)
+        least = LEAST * float(scale.nan_to_num(0, 0, 0).max())
+        samplings = [text.request.sampling for text in self.texts]
+        errors = [
+            max(least, self._error(sampling)) if fine else inf
+            for sampling, fine in zip(samplings, scale.isfinite().tolist(), strict=True)
+        ]
+        found = list[tuple[int, Text, Tensor, Choice]]()
+        choices = certain(logits, self._adjusted(logits), samplings, draws, errors)
+        for row, (number, text, choice) in enumerate(zip(self.numbers, self.texts, choices, strict=True)):
+            scores = exact.get(row, logits[row])
+            if row in exact or choice is None:
+                if row not in exact:
+                    scores = self._alone(row, logits[row])
+                choice = text.choose(scores, draws[row])
+            found.append((number, text, scores, choice))
+        return found
+
+    @torch.inference_mode()
+    def _logits(self) -> Tensor:
+        """Scores after each text, [n, V], float32, on the CPU; one pass for all."""
+        last = torch.tensor([text.ids[-1:] for text in self.texts], device=self.checkpoint.device)
+        decoder = self.checkpoint.decoder
+        return decoder.readout(decoder.stream(last, self.rows)[:, -1]).to("cpu", torch.float32)
+
+    def _adjusted(self, logits: Tensor) -> Tensor:
+        """With biases and penalties, [n, tokens that may be chosen]."""
+        rows = [row for row, text in enumerate(self.texts) if not plain(text.request.sampling)]
+        if rows:
+            logits = logits.clone()
+        for row in rows:
+            text = self.texts[row]
+            logits[row] = adjust(logits[row], text.request.sampling, context=text.ids, generated=text.generated)
+        return logits[:, : self.checkpoint.n_tokens]
+
+    def _witnessed(self, logits: Tensor) -> dict[int, Tensor]:
+        """The witness's row and its scores as they are alone, as long as it is watched."""
+        if self.witness is None:
+            return {}
+        text, cache = self.witness
+        if text not in self.texts or len(text.generated) > WITNESSED:
+            self.witness = None
+            return {}
+        row, scores = self.texts.index(text), text.logits(cache)
+        self._saw(scores, logits[row])
+        return {row: scores}
+
+    def _alone(self, row: int, together: Tensor) -> Tensor:
+        """A row's scores as they are alone; what it was computed from replaces what stood in the row."""
+        scores, cache = self.texts[row].alone()
+        self._saw(scores, together)
+        self.rows.join(row, cache)
+        return scores
+
+    def _saw(self, alone: Tensor, together: Tensor) -> None:
+        off = alone - together
+        self.largest = max(self.largest or 0.0, float(off.abs().max()))
+        off = off[alone.topk(min(LIKELY, len(alone))).indices]
+        self.likely = max(self.likely, float(off.max() - off.min()) / 2)
+
+    def _error(self, sampling: Sampling) -> float:
+        """How far a logit may be off, by what was seen. A shift of all alike changes no choice, but for a penalty."""
+        if plain(sampling) and (sampling.greedy or 0 < sampling.top_k <= LIKELY):
+            return SAFETY * self.likely
+        penalty = sampling.repetition_penalty
+        return SAFETY * (self.largest or 0.0) * max(penalty, 1 / penalty)
