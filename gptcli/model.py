@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gptcli.cache import Cache, Keys
 from gptcli.config import Config, Rope
-from gptcli.linear import Linear, linear
+from gptcli.linear import Linear, linear, one_row, written
 from gptcli.rope import angles, turn
 from gptcli.rows import RowKeys, Rows
 
@@ -125,6 +125,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, s
     if softcap is None and T == 1 and (mask is None or mask.ndim == 4):
         # heads that share keys ask as neighbours: no key is read twice
         asked = q.reshape(len(q), k.shape[1], -1, q.shape[3])  # [B, K, H/K, D]
+        if one_row(q.flatten(1)):
+            return look_back(asked, k, v, scale).reshape(q.shape)
         return F.scaled_dot_product_attention(asked, k, v, mask, scale=scale).reshape(q.shape)
     if softcap is None:
         causal = mask is None and T > 1
@@ -139,6 +141,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, s
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.float().softmax(-1).to(v.dtype) @ v
+
+
+def look_back(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """The same for one token on its way through the compiler, spelled out: each key and value is read once.
+
+    q: [1, K, H/K, D]; k, v: [1, K, S, D].
+    """
+    asked, keys, values, shared = written(q.float() * scale), k.float(), v.float(), range(q.shape[2])
+    scores = torch.stack([(keys * asked[:, :, i, None]).sum(-1) for i in shared], 2)  # [1, K, H/K, S]
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    z = torch.stack([(weights[:, :, i, :, None] * values).sum(2) for i in shared], 2)  # [1, K, H/K, D]
+    return (z / weights.sum(-1, keepdim=True)).to(q.dtype)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
