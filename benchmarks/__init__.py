@@ -1,6 +1,6 @@
 """How fast, beside what others would use: medians of interleaved runs, and the machine's own limits.
 
-python -m benchmarks decode MODEL     gptcli, transformers and ctranslate2 on one checkpoint
+python -m benchmarks decode MODEL     gptcli, transformers, ctranslate2 and llama.cpp on one checkpoint, 32 to 4 bits
 python -m benchmarks batch MODEL      many texts at once, beside one and beside transformers' batches
 python -m benchmarks lookup MODEL     generate with and without --lookup, on a prompt to quote and on a story
 python -m benchmarks scaling          tokens/s against size, context and batch, beside what memory allows

@@ -1,6 +1,7 @@
-"""One peer in a process of its own: python -m benchmarks.worker PEER WHERE MODEL
+"""One peer in a process of its own: python -m benchmarks.worker PEER KIND WHERE MODEL
 
-Writes `first` when the first token of a cold start is there, then one JSON line of figures.
+KIND, of the weights: float32, bfloat16, int8 or int4. Writes `first` when the first token of a cold start is there,
+then one JSON line of figures.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ N_DECODE, N_PREFILL = 128, 512
 Run = Callable[[list[int], int], list[float]]  # (prompt, n) -> the times at which n new tokens were there
 
 
-def gptcli(model: str) -> tuple[list[int], Run]:
+def gptcli(model: str, kind: str) -> tuple[list[int], Run]:
     from gptcli import Sampling, generate, load
 
-    checkpoint = load(model, dtype="float32")
+    checkpoint = load(model, quantize=kind) if kind in ("int8", "int4") else load(model, dtype=kind)
 
     def run(ids: list[int], n: int) -> list[float]:
         greedy = Sampling(temperature=0)
@@ -30,11 +31,11 @@ def gptcli(model: str) -> tuple[list[int], Run]:
     return checkpoint.tokenizer.encode(PROMPT), run
 
 
-def transformers(model: str) -> tuple[list[int], Run]:
+def transformers(model: str, kind: str) -> tuple[list[int], Run]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, kind)).eval()
 
     class Clock:
         def __init__(self) -> None:
@@ -57,11 +58,11 @@ def transformers(model: str) -> tuple[list[int], Run]:
     return AutoTokenizer.from_pretrained(model)(PROMPT).input_ids, run
 
 
-def ctranslate2(model: str) -> tuple[list[int], Run]:
+def ctranslate2(model: str, kind: str) -> tuple[list[int], Run]:
     import ctranslate2 as library
     from tokenizers import Tokenizer
 
-    generator = library.Generator(model, device="cpu", compute_type="float32", intra_threads=2)
+    generator = library.Generator(model, device="cpu", compute_type=kind, intra_threads=2)
     tokenizer = Tokenizer.from_file(str(Path(model) / "tokenizer.json"))
 
     def run(ids: list[int], n: int) -> list[float]:
@@ -81,17 +82,26 @@ def ctranslate2(model: str) -> tuple[list[int], Run]:
     return tokenizer.encode(PROMPT).ids, run
 
 
-PEERS = {"gptcli": gptcli, "transformers": transformers, "ctranslate2": ctranslate2}
+def llama_cpp(file: str, kind: str) -> tuple[list[int], Run]:
+    from tokenizers import Tokenizer
+
+    from benchmarks.llama_cpp import load
+
+    tokenizer = Tokenizer.from_file(str(Path(sys.argv[4]) / "tokenizer.json"))
+    return tokenizer.encode(PROMPT).ids, load(file, n_ctx=N_PREFILL + N_DECODE, threads=2)
+
+
+PEERS = {"gptcli": gptcli, "transformers": transformers, "ctranslate2": ctranslate2, "llama.cpp": llama_cpp}
 
 
 def main() -> None:
-    peer, model = sys.argv[1:3]
-    ids, run = PEERS[peer](model)
+    peer, kind, where, model = sys.argv[1:]
+    ids, run = PEERS[peer](where, kind)
     run(ids, 1)
     print("first", flush=True)
     run(ids, 8)
     times = run(ids, N_DECODE)
-    n_ctx = json.loads((Path(sys.argv[3]) / "config.json").read_text())["max_position_embeddings"]
+    n_ctx = json.loads((Path(model) / "config.json").read_text())["max_position_embeddings"]
     long = [ids[1 + i % (len(ids) - 1)] for i in range(min(N_PREFILL, n_ctx - 1))]
     prefill = []
     for _ in range(3):
@@ -101,7 +111,7 @@ def main() -> None:
         json.dumps(
             {
                 "decode": (len(times) - 1) / (times[-1] - times[0]),
-                "prefill": N_PREFILL / sorted(prefill)[1],
+                "prefill": len(long) / sorted(prefill)[1],
                 "memory": _peak_memory(),
             }
         ),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 GROUP = 32  # weights of a row that share a scale, in 4 bits
 FEW = 8  # rows up to which 8 bits are multiplied as they lie; more are worth a matrix in the dtype of x
+PARTS, FITS = (1.0, 0.95, 0.9, 0.85, 0.8), 4  # what rounding to 4 bits tries
 TINY = 1e-30  # a scale is never 0
 
 
@@ -48,6 +49,11 @@ def row_times(x: Tensor, weight: Tensor) -> Tensor:
 
 class Linear(nn.Linear):
     """torch's own, but for one token's pass."""
+
+    def reset_parameters(self) -> None:
+        """Without memory there is nothing to draw; torch would take a third of a millisecond for it."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
@@ -122,19 +128,28 @@ class Int4(nn.Module):
 def _in_4_bits(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The 16 levels of each group that fit it best: q, scale, middle; w is about (q - 8) * scale + middle.
 
-    The range from least to greatest, or a part of it: what is cut off errs more, and the rest less. [N, G, 32] ->
-    [N, G, 32], and bfloat16 [N, G] twice.
+    Tried are the range from least to greatest and parts of it (what is cut off errs more, and the rest less), and after
+    each the line through the levels that it led to, by least squares. [N, G, 32] -> [N, G, 32], bfloat16 [N, G] twice.
     """
-    low, high = w.amin(-1), w.amax(-1)
-    q, least = torch.zeros_like(w), torch.full_like(low, torch.inf)
-    kept_scale, kept_middle = torch.zeros_like(low), torch.zeros_like(low)
-    for part in (1.0, 0.95, 0.9, 0.85, 0.8):
-        scale = ((high - low) * (part / 15)).clamp(min=TINY).bfloat16().float()
-        middle = ((high + low) / 2 + scale / 2).bfloat16().float()  # q from 0 to 15 has its own middle at 7.5
-        tried = ((w - middle[..., None]) / scale[..., None] + 8).round_().clamp_(0, 15)
-        error = ((tried - 8) * scale[..., None] + middle[..., None] - w).square().sum(-1)
-        better = error < least
-        least, q = torch.where(better, error, least), torch.where(better[..., None], tried, q)
-        kept_scale = torch.where(better, scale, kept_scale)
-        kept_middle = torch.where(better, middle, kept_middle)
-    return q, kept_scale.bfloat16(), kept_middle.bfloat16()
+    low, high = w.amin(-1, keepdim=True), w.amax(-1, keepdim=True)
+    best = (torch.zeros_like(w), torch.zeros_like(low), torch.zeros_like(low))
+    least = torch.full_like(low, torch.inf)
+    for part in PARTS:
+        scale = (high - low) * (part / 15)
+        middle = (high + low) / 2 + scale / 2  # q from 0 to 15 has its own middle at 7.5
+        for _ in range(FITS):
+            scale, middle = scale.clamp(min=TINY).bfloat16().float(), middle.bfloat16().float()
+            q = ((w - middle) / scale + 8).round_().clamp_(0, 15)
+            error = ((q - 8) * scale + middle - w).square().sum(-1, keepdim=True)
+            better = error < least
+            best = (
+                torch.where(better, q, best[0]),
+                torch.where(better, scale, best[1]),
+                torch.where(better, middle, best[2]),
+            )
+            least = torch.minimum(error, least)
+            off = q - q.mean(-1, keepdim=True)
+            scale = (off * w).sum(-1, keepdim=True) / off.square().sum(-1, keepdim=True).clamp(min=TINY)
+            middle = w.mean(-1, keepdim=True) - (q.mean(-1, keepdim=True) - 8) * scale
+    q, scale, middle = best
+    return q, scale[..., 0].bfloat16(), middle[..., 0].bfloat16()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Bits = Literal["int8", "int4"]
 KINDS: tuple[Bits, ...] = ("int8", "int4")
-FORMAT = "2"  # of the kept files
+FORMAT = "3"  # of the kept files
 
 
 class RoundedHead(nn.Module):

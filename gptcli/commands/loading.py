@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from gptcli.folder import no_garbage_collection
 from gptcli.render.output import hears, tell
 from gptcli.settings import Setting, settle
 
@@ -41,8 +43,9 @@ def load_chosen(
     if waiting:
         tell("\x1b[2mloading ...\x1b[0m")
     try:
-        from gptcli.checkpoint import load_layout
-
+        with no_garbage_collection():  # what torch makes when it is imported stays: looking through it takes 0.2 s
+            from gptcli.checkpoint import load_layout
+        gc.freeze()
         layout, settings = look_chosen(flags, adapter=adapter, revision=revision, allow=allow)
         bits: Any = settings["quantize"].value if rounded != "never" else "none"
         now = bits if adapter is None else "none"  # an adapter is added before anything is rounded
