@@ -3,6 +3,7 @@
 python -m benchmarks decode MODEL     gptcli, transformers, ctranslate2 and llama.cpp on one checkpoint, 32 to 4 bits
 python -m benchmarks batch MODEL      many texts at once, beside one and beside transformers' batches
 python -m benchmarks lookup MODEL     generate with and without --lookup, on a prompt to quote and on a story
+python -m benchmarks quality MODEL --text FILE   what int8 and int4 cost: perplexity, greedy text
 python -m benchmarks scaling          tokens/s against size, context and batch, beside what memory allows
 python -m benchmarks start MODEL      how long the light commands take
 python -m benchmarks train SIZE       the training loop beside nanoGPT's and transformers'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 import benchmarks
-from benchmarks import batch, decode, lookup, scaling, start, train, xray
+from benchmarks import batch, decode, lookup, quality, scaling, start, train, xray
 from gptcli.folder import shipped
 
 BENCHMARKS = {
@@ -24,15 +24,20 @@ def main() -> None:
         description=benchmarks.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=sorted((*BENCHMARKS, "scaling")))
+    parser.add_argument("name", choices=sorted((*BENCHMARKS, "quality", "scaling")))
     parser.add_argument("model", nargs="?", default=str(shipped()), help="a checkpoint folder, or for train a size")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each, interleaved")
     parser.add_argument("--dtype", default="bfloat16", help="for scaling: bfloat16 or float32")
+    parser.add_argument("--text", help="for quality: what to score")
     arguments = parser.parse_args()
     if arguments.name == "train" and arguments.model == str(shipped()):
         arguments.model = "mini"
     if arguments.name == "scaling":
         scaling.run(rounds=arguments.rounds, dtype=arguments.dtype)
+    elif arguments.name == "quality":
+        if not arguments.text:
+            parser.error("quality needs --text FILE")
+        quality.run(arguments.model, text=arguments.text)
     else:
         BENCHMARKS[arguments.name](arguments.model, rounds=arguments.rounds)
 
