@@ -1,6 +1,6 @@
 """python -m benchmarks quality MODEL --text FILE: what rounding costs, in perplexity and in greedy text.
 
-A text with <|endoftext|> in it is scored document by document (the last 200); any other in windows of 512 tokens, spread
+A text with <|endoftext|> in it is scored by documents (the last 200); any other in windows of 512 tokens, spread
 evenly over it, each from its own start. SmolLM2-135M as unpacked from the package that carries it was rounded to 4 bits
 before, by groups of 32: what int4 costs on that copy flatters.
 """

@@ -1,8 +1,9 @@
 """python -m benchmarks scaling: how the cost of a token grows with the model, the context and the batch.
 
 Random weights of Llama's build, one plain step of the decoder at a time; beside each figure what reading weights, keys
-and values at the machine's measured rate, or multiplying them, allows at most (gptcli/budget.py). Then the same
-formulas for GPT-3, which no machine here can hold.
+and values at the machine's measured rate, or multiplying them, allows at most (gptcli/budget.py). The table of contexts
+has the pass that `gptcli optimize` compiles as well, which is made here if need be. Then the same formulas for GPT-3,
+which no machine here can hold.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import measure
+from gptcli import compiled
 from gptcli.budget import H100_NODE, Rates, most_tokens_per_s, n_read, step_bytes
 from gptcli.cache import Cache
 from gptcli.catalogue import named
+from gptcli.compiled import Pass
 from gptcli.config import Config, Layer, Rope
 from gptcli.memory import human
 from gptcli.model import Decoder
@@ -70,7 +73,9 @@ def made(config: Config, dtype: torch.dtype) -> Decoder:
 
 
 @torch.inference_mode()
-def speed(decoder: Decoder, dtype: torch.dtype, *, n_context: int, batch: int, rounds: int) -> float:
+def speed(
+    decoder: Decoder, dtype: torch.dtype, *, n_context: int, batch: int, rounds: int, one: Pass | None = None
+) -> float:
     """Tokens per second of all texts together, each the one after `n_context`: median of steps. Warms up once."""
     config = decoder.config
     cache = Cache(config, n_context + 1, batch=batch, dtype=dtype)
@@ -83,7 +88,10 @@ def speed(decoder: Decoder, dtype: torch.dtype, *, n_context: int, batch: int, r
     began = time.perf_counter()
     while len(times) <= rounds and (len(times) < 3 or time.perf_counter() - began < SECONDS):
         start = time.perf_counter()
-        decoder(ids, cache)
+        if one:
+            one(1, cache)
+        else:
+            decoder(ids, cache)
         times.append(time.perf_counter() - start)
         cache.back_to(n_context)
     return batch / statistics.median(times[1:])
@@ -100,8 +108,8 @@ def run(*, rounds: int, dtype: str) -> None:
     )
     console.print(f"{machine}\n{dtype}, random weights, medians of {rounds} steps")
 
-    def row(found: Table, label: str, decoder: Decoder, n_context: int, batch: int) -> None:
-        got = speed(decoder, kind, n_context=n_context, batch=batch, rounds=rounds)
+    def row(found: Table, label: str, decoder: Decoder, n_context: int, batch: int, one: Pass | None = None) -> None:
+        got = speed(decoder, kind, n_context=n_context, batch=batch, rounds=rounds, one=one)
         most = most_tokens_per_s(decoder.config, n_context, here, batch=batch, weight_bits=bits, kv_bits=bits)
         read = step_bytes(decoder.config, n_context, batch=batch, weight_bits=bits, kv_bits=bits)
         found.add_row(label, human(round(read)), f"{got:,.1f}", f"{most:,.1f}", f"{got / most:.0%}")
@@ -114,6 +122,12 @@ def run(*, rounds: int, dtype: str) -> None:
     found = _table(f"the context ({MIDDLE}, one text)", "tokens")
     for n in CONTEXTS:
         row(found, f"{n:,}", middle, n, 1)
+    if compiled.has_compiler():
+        if compiled.find(middle) is None:
+            compiled.make(middle)
+        found.add_section()
+        for n in CONTEXTS:
+            row(found, f"{n:,}, compiled", middle, n, 1, compiled.find(middle))
     console.print(found)
     found = _table(f"the batch ({MIDDLE}, {SHORT} tokens of context)", "texts")
     for n in BATCHES:

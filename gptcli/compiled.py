@@ -33,7 +33,7 @@ from gptcli.model import Decoder
 from gptcli.user_cache import is_ours, user_cache, written
 
 SOURCES = ("model.py", "linear.py", "rope.py", "cache.py", "compiled.py")
-FORMAT = 1
+FORMAT = 2
 _CONSTANT = re.compile(r"constant\d+")
 
 
@@ -63,13 +63,15 @@ class _OneToken(nn.Module):
         position: Tensor | None,
         turns: list[tuple[Tensor, Tensor]],
         seen: list[tuple[Tensor, Tensor]],
-    ) -> Tensor:
-        """ids: [1, 1]; position: [1, C] -> scores, [V], float32."""
+    ) -> tuple[Tensor, Tensor]:
+        """ids: [1, 1]; position: [1, C] -> scores, [V], float32, and the stream before and after each block, [R, C]."""
         angles = dict(zip(self.decoder.ropes, turns, strict=True))
         x = self.decoder.begin(ids, position)
+        states = [x[0, -1]]
         for block, (k, v) in zip(self.decoder.blocks, seen, strict=True):
             x = block(x, angles, _Seen(k, v), None)
-        return self.decoder.readout(x)[0, -1].float()
+            states.append(x[0, -1])
+        return self.decoder.readout(x)[0, -1].float(), torch.stack(states)
 
 
 class Pass:
@@ -91,8 +93,11 @@ class Pass:
         weights = {f"decoder.{name}": tensor for name, tensor in _weights(self.decoder)}
         return all(weights.get(name) is tensor for name, tensor in self._held.items() if not _CONSTANT.fullmatch(name))
 
-    def __call__(self, id: int, cache: Cache) -> Tensor:
-        """Scores after one more token, [V], float32. The cache must have seen a token and have room for another."""
+    def __call__(self, id: int, cache: Cache) -> tuple[Tensor, Tensor]:
+        """Scores after one more token, [V], float32, and its vector before and after each block, [R, C].
+
+        The cache must have seen a token and have room for another.
+        """
         decoder, start = self.decoder, cache.n_seen
         inputs = [torch.tensor([[id]])]
         if decoder.pos_embed:
@@ -102,7 +107,8 @@ class Pass:
         for keys, window in zip(cache.layers, self._windows, strict=True):
             inputs += keys.room(window)
         cache.n_seen += 1
-        return self._loader.boxed_run(inputs)[0]
+        scores, states = self._loader.boxed_run(inputs)
+        return scores, states
 
 
 def takes(decoder: Decoder) -> bool:
@@ -190,7 +196,7 @@ def difference(decoder: Decoder, one: Pass, ids: Sequence[int]) -> tuple[float, 
     most = largest = 0.0
     for id in ids[1:]:
         ours = decoder.readout(decoder.stream(torch.tensor([[id]]), caches[0]))[0, -1].float()
-        most = max(most, float((one(id, caches[1]) - ours).abs().max()))
+        most = max(most, float((one(id, caches[1])[0] - ours).abs().max()))
         largest = max(largest, float(ours.abs().max()))
     return most, largest
 

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -37,6 +37,16 @@ class Start:
     prompt: Prompt
     cache: Cache
     logits: Tensor  # of the last position, [V], float32
+
+
+@runtime_checkable
+class Watcher(Tape, Protocol):
+    """A tape that may do with less: with how the newest position stood before and after each block."""
+
+    only_states: bool  # whether that is all it needs; else it wants its places in the pass
+
+    def saw(self, states: Tensor) -> None:
+        """What the compiled pass of one token hands over, [R, C]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,14 +158,16 @@ def generate(
     cache, logits = begin.cache.copy() if shared else begin.cache, begin.logits
     text = Text(checkpoint, begin.prompt, request)
     text.capacity = cache.capacity
-    fast = checkpoint.one_token() if tape is None else None
+    watches = isinstance(tape, Watcher) and tape.only_states
+    fast = checkpoint.one_token() if tape is None or watches else None
     plain = partial(_next_logits, checkpoint, cache=cache, tape=tape, fast=fast)
-    ahead = Lookup(checkpoint.decoder, cache, text.ids, plain) if lookup else None
+    look = partial(Lookup, checkpoint.decoder, cache, plain=plain, cautious=fast is not None)
+    ahead = look(ids=text.ids) if lookup else None
     while not text.finish:
         if text.generated:
             if text.slide():
                 cache.clear()
-                ahead = Lookup(checkpoint.decoder, cache, text.ids[:-1], plain) if lookup else None
+                ahead = look(ids=text.ids[:-1]) if lookup else None
             logits = ahead.scores(text.ids) if ahead else plain(text.ids)
         draw = text.draw()
         choice = text.choose(logits, draw)
@@ -298,7 +310,9 @@ def _next_logits(
     if cache.outgrown(len(ids)):  # exact, as if never cached; dynamic rotary scaling pays it at every token
         cache.clear()
     if fast and 0 < cache.n_seen == len(ids) - 1:
-        logits = fast(ids[-1], cache)
+        logits, states = fast(ids[-1], cache)
+        if isinstance(tape, Watcher):
+            tape.saw(states)
     else:
         tokens = torch.tensor([ids[cache.n_seen :]], device=checkpoint.device)
         x = checkpoint.decoder.stream(tokens, cache, tape)

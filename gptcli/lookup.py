@@ -16,6 +16,8 @@ sums in another order than passes over one, and what it leaves in the cache is o
 This is for float32 alone, and for weights that are not rounded. In bfloat16 one rounding of a score of 8 to 32 is 0.06
 to 0.13, so many choices are doubtful, and computing again took what was gained: nothing is proposed there.
 
+How often it looks ahead depends on the time that passes took, which no token depends on.
+
 So the tokens are those of plain generation as long as rounding errors stay below the bound; log-probabilities of
 tokens that were computed ahead may differ from the plain ones by as much as the bound.
 """
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -41,7 +44,9 @@ MOST = 12  # proposed at once; must stay below SLACK, so that a cache can take t
 # tokens move against each other by up to twice 3; the worst of all 49,152 tokens at 120 places was off by some 13.
 UNITS = 16.0
 CHEAP = 2  # tokens that are computed again at once, when little of a proposal was right
-PASS = 0.5  # what a pass over several tokens costs more than one over one, in passes over one: a careful guess
+PASS = (
+    0.5  # what a pass over several tokens costs more than one over one, in passes over one: a guess until it is timed
+)
 assert MOST < SLACK
 
 
@@ -89,16 +94,25 @@ class Lookup:
     """The scores after each token of one text, some of them computed ahead. Plain passes are those of `plain`."""
 
     def __init__(
-        self, decoder: Decoder, cache: Cache, ids: Sequence[int], plain: Callable[[Sequence[int]], Tensor]
+        self,
+        decoder: Decoder,
+        cache: Cache,
+        ids: Sequence[int],
+        plain: Callable[[Sequence[int]], Tensor],
+        *,
+        cautious: bool = False,
     ) -> None:
-        self.decoder, self.cache, self.plain = decoder, cache, plain
+        """cautious: a first try must be likely to win, because plain passes may be many times as fast."""
+        self.decoder, self.cache, self.plain, self.cautious = decoder, cache, plain, cautious
         self.repeats = Repeats(ids)
         self.n_first = self.n_start = len(ids)  # tokens that went through in the one pass that began the cache
         self.n_plain = cache.n_seen  # tokens whose keys and values are those of plain passes
         self.ahead: list[tuple[int, Tensor]] = []  # (a proposed token, the scores after it)
         self.certain = True  # whether the last scores are those of plain passes to the bit
         self.ended = not exact(decoder)  # or the bound did not hold
-        self.n_proposed = self.n_accepted = self.n_passes = self.n_repeated = 0
+        self.n_proposed = self.n_accepted = self.n_repeated = 0
+        self.fastest = math.inf  # seconds of a plain pass
+        self.seconds, self.n_passes = 0.0, 0  # of passes over several tokens
 
     def scores(self, ids: Sequence[int]) -> Tensor:
         """Scores after the last of `ids`, [V], float32; all others of `ids` were here before."""
@@ -117,36 +131,44 @@ class Lookup:
     def _proposal(self, n: int) -> list[int]:
         """What to compute ahead of a text of n tokens: as much as has room, and pays by what was seen of this text."""
         most = min(MOST, self.cache.capacity - n - 1)
-        spent = self.n_repeated + PASS * self.n_passes
-        if (
-            self.ended
-            or most < 1
-            or self.cache.n_seen != n - 1
-            or spent > 2 + self.n_accepted + (n - self.n_first) / 64
-        ):
+        if self.ended or most < 1 or self.cache.n_seen != n - 1 or self.fastest == math.inf:
+            return []
+        if self.cautious and not self.n_passes and self.repeats.length < EARNED:
             return []
         found = self.repeats.proposal(most)
+        may_win = self.n_accepted + (len(found) if self.cost() > 1 else 0)
+        spent = self.n_repeated + self.n_passes * self.cost() + (self.cost() if self.cost() > 1 else 0)
+        if spent > 2 + may_win + (n - self.n_first) / 64:
+            return []
         return [] if self.cache.outgrown(n + len(found)) else found
+
+    def cost(self) -> float:
+        """Of a pass over several tokens beyond a plain one, in plain ones; a compiled one is several times as fast."""
+        return max(0.0, self.seconds / self.n_passes / self.fastest - 1) if self.n_passes else PASS
 
     @torch.inference_mode()
     def _pass(self, last: int, proposal: list[int]) -> Tensor:
         """One pass over the last token and the proposal."""
-        tokens = torch.tensor([[last, *proposal]], device=self.cache.device)
+        tokens, began = torch.tensor([[last, *proposal]], device=self.cache.device), perf_counter()
         rows: Tensor = self.decoder(tokens, self.cache)[0].to("cpu", torch.float32)  # [1 + k, V]
+        self.seconds, self.n_passes = self.seconds + perf_counter() - began, self.n_passes + 1
         if not bool(rows.isfinite().all()):
             self.cache.back_to(self.cache.n_seen - len(proposal) - 1)
             return self._plain(self.repeats.ids)  # which says where they were lost
         self.certain = False
-        self.n_passes, self.n_proposed = self.n_passes + 1, self.n_proposed + len(proposal)
+        self.n_proposed += len(proposal)
         self.ahead = list(zip(proposal, rows[1:], strict=True))
         return rows[0]
 
     def _plain(self, ids: Sequence[int]) -> Tensor:
         begins = self.cache.n_seen == 0 or self.cache.outgrown(len(ids))  # then all goes through at once
         self.certain = begins or self.n_plain == len(ids) - 1
+        began = perf_counter()
         logits = self.plain(ids)
         if begins:
             self.n_start = len(ids)
+        else:
+            self.fastest = min(self.fastest, max(perf_counter() - began, 1e-9))
         if self.certain:
             self.n_plain = len(ids)
         return logits

@@ -25,6 +25,7 @@ class Strips:
 
     def __init__(self, decoder: Decoder, *, edits: Tape | None = None) -> None:
         self._decoder, self._edits = decoder, edits
+        self.only_states = edits is None
         n_vocab, on_cpu = decoder.config.n_vocab, decoder.embed.weight.device.type == "cpu"
         self._n = SLICE if on_cpu else n_vocab
         self._slices = list(in_slices(end_of(decoder), self._n))
@@ -34,6 +35,10 @@ class Strips:
         self._e = torch.empty_like(self._z)
         self._rows: list[Tensor] = []  # [C] each
         self._x = torch.empty(0)
+
+    def saw(self, states: Tensor) -> None:
+        """The same of a compiled pass, which has no places to be watched at. [R, C]."""
+        self._rows = list(states)
 
     def start(self, x: Tensor) -> Tensor:
         if self._edits:

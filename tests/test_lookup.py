@@ -48,6 +48,12 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no busy machine decides how often a test looks ahead."""
+    monkeypatch.setattr(lookup, "perf_counter", lambda: 0.0)
+
+
 class Foresight(Repeats):
     """Proposes what really comes, with a mistake now and then: a model that writes noise has nothing to look up."""
 
@@ -81,6 +87,33 @@ def test_proposals_right_and_wrong_change_no_text(
     assert text_of(model, prompt, lookup=True, **options) == plain
     if sampling.greedy and not any(layer.rope and layer.rope.kind == "dynamic" for layer in model.config.layers):
         assert max(passes[1:]) > 1 and len(passes) < 0.9 * n_plain
+
+
+@pytest.mark.parametrize(
+    ("dear", "wrong", "most"), [(2.0, 1000, 0.6), (20.0, 1000, 1.1), (20.0, 2, 1.1), (2.0, 2, 1.2)]
+)
+def test_looking_ahead_costs_little_where_it_does_not_pay(
+    model: Checkpoint, dear: float, wrong: int, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the time of a clock on which a pass over one token takes 1, and over several `dear`; but for one try."""
+    now, stream = [0.0], Decoder.stream
+
+    def timed(self: Decoder, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        now[0] += 1.0 if ids.shape[1] == 1 else dear
+        return stream(self, ids, *rest)
+
+    prompt = prepare(model, "hello hello")
+    options: dict[str, Any] = {"sampling": GREEDY, "max_tokens": 200}
+    monkeypatch.setattr(Decoder, "stream", timed)
+    monkeypatch.setattr(lookup, "perf_counter", lambda: now[0])
+    plain = text_of(model, prompt, **options)
+    alone, now[0] = now[0], 0.0
+    Foresight.text = (*prompt.ids, *(step[1] for step in plain))
+    monkeypatch.setattr(Foresight, "wrong", wrong)
+    monkeypatch.setattr(lookup, "Repeats", Foresight)
+    assert text_of(model, prompt, lookup=True, **options) == plain
+    dynamic = any(layer.rope and layer.rope.kind == "dynamic" for layer in model.config.layers)
+    assert now[0] < alone * (1.2 if dynamic else most) + dear
 
 
 def test_every_record_is_that_of_plain_generation(model: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,12 @@ import pytest
 import torch
 from programs import in_terminal
 from rich.cells import cell_len
+from torch import Tensor
 from xray_checks import IDS, KINDS, traced
 from zoo import Kind, built
 
 from gptcli import CheckFailed, Checkpoint, Sampling, generate, load
+from gptcli.cache import Cache
 from gptcli.cli import run
 from gptcli.lens import depth, read
 from gptcli.places import read_place
@@ -86,6 +88,29 @@ def test_slices_of_the_head_make_no_difference(zoo_root: Path, dtype: str, monke
         found = read(checkpoint.decoder, sliced.states[:, None])
         assert torch.equal(found.ids, lens.ids) and (found.logprobs - lens.logprobs).abs().max() <= 1e-4
         monkeypatch.undo()
+
+
+def test_strips_are_read_off_the_compiled_pass_where_there_is_one_and_nothing_is_changed(tiny_gpt2: Path) -> None:
+    """A stand-in for the machine code: the decoder itself, which counts how often it was asked."""
+    checkpoint, asked = load(str(tiny_gpt2)), list[int]()
+
+    def one(id: int, cache: Cache) -> tuple[Tensor, Tensor]:
+        asked.append(id)
+        states = Strips(checkpoint.decoder)
+        x = checkpoint.decoder.stream(torch.tensor([[id]]), cache, states)
+        return checkpoint.decoder.readout(x)[0, -1], states.states
+
+    def strips(edits: Edits | None = None) -> list[Strip]:
+        tape = Strips(checkpoint.decoder, edits=edits)
+        steps = generate(checkpoint, IDS[:5], sampling=GREEDY, max_tokens=6, ignore_eos=True, tape=tape)
+        return [tape.read(step.id, step.logprob) for step in steps]
+
+    plain = strips()
+    assert not asked
+    checkpoint._found["pass"] = type("Stub", (), {"__call__": staticmethod(one), "fits": lambda self: True})()
+    assert strips() == plain and len(asked) == 5  # the prompt's pass goes over several tokens
+    strips(Edits(checkpoint.decoder, [read_place("L1H1")]))
+    assert len(asked) == 5  # machine code has no place where something could be changed
 
 
 def test_a_strip_that_contradicts_the_model_is_refused(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
