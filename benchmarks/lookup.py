@@ -79,8 +79,8 @@ def one_run(
     """The tokens, and how many came per second after the first."""
 
     class Counted(module.Lookup):
-        def __init__(self, *rest: object) -> None:
-            super().__init__(*rest)  # type: ignore[arg-type]
+        def __init__(self, *rest: object, **more: object) -> None:
+            super().__init__(*rest, **more)  # type: ignore[arg-type]
             counters.append(self)
 
     from gptcli import generation
