@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+_KEPT = list[object]()  # what the library calls back must live as long as it
 Run = Callable[[list[int], int], list[float]]
 
 NAMES = {
@@ -81,6 +82,7 @@ def load(file: str, *, n_ctx: int, threads: int) -> Run:
         pass
 
     library.llama_log_set(silent, None)
+    _KEPT.append(silent)
     library.llama_backend_init()
     model = library.llama_model_load_from_file(file.encode(), library.llama_model_default_params())
     if not model:
@@ -105,6 +107,4 @@ def load(file: str, *, n_ctx: int, threads: int) -> Run:
     def run(ids: list[int], n: int) -> list[float]:
         return [time.perf_counter() for _ in steps(ids, n)]
 
-    run.steps = steps  # type: ignore[attr-defined]
-    run.silent = silent  # type: ignore[attr-defined]  # must live as long as the library
     return run

@@ -7,6 +7,7 @@ then one JSON line of figures.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 
 PROMPT = "Once upon a time, there was a little robot"
 N_DECODE, N_PREFILL = 128, 512
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 Run = Callable[[list[int], int], list[float]]  # (prompt, n) -> the times at which n new tokens were there
 
@@ -62,7 +64,7 @@ def ctranslate2(model: str, kind: str) -> tuple[list[int], Run]:
     import ctranslate2 as library
     from tokenizers import Tokenizer
 
-    generator = library.Generator(model, device="cpu", compute_type=kind, intra_threads=2)
+    generator = library.Generator(model, device="cpu", compute_type=kind, intra_threads=THREADS)
     tokenizer = Tokenizer.from_file(str(Path(model) / "tokenizer.json"))
 
     def run(ids: list[int], n: int) -> list[float]:
@@ -88,7 +90,7 @@ def llama_cpp(file: str, kind: str) -> tuple[list[int], Run]:
     from benchmarks.llama_cpp import load
 
     tokenizer = Tokenizer.from_file(str(Path(sys.argv[4]) / "tokenizer.json"))
-    return tokenizer.encode(PROMPT).ids, load(file, n_ctx=N_PREFILL + N_DECODE, threads=2)
+    return tokenizer.encode(PROMPT).ids, load(file, n_ctx=N_PREFILL + N_DECODE, threads=THREADS)
 
 
 PEERS = {"gptcli": gptcli, "transformers": transformers, "ctranslate2": ctranslate2, "llama.cpp": llama_cpp}

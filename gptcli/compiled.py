@@ -21,7 +21,6 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +134,8 @@ def make(decoder: Decoder) -> Path:
 
     The file appears whole or not at all.
     """
+    from unittest.mock import patch  # here: loading a compiled pass, which every start does, needs none of this
+
     import torch._inductor.config
     from torch._inductor import aoti_compile_and_package
     from torch._inductor.codegen.cpp import CppScheduling

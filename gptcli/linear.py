@@ -30,7 +30,7 @@ def one_row(x: Tensor) -> bool:
     return torch.compiler.is_compiling() and x.numel() == x.shape[-1] and not torch.is_grad_enabled()
 
 
-def written(x: Tensor) -> Tensor:
+def stored(x: Tensor) -> Tensor:
     """x in float32, computed once before a loop that reads it again and again: the compiler would do it in the loop."""
     return x.float().contiguous().as_strided(x.shape, x.stride())
 
@@ -42,7 +42,7 @@ def exact(model: nn.Module) -> bool:
 
 def row_times(x: Tensor, weight: Tensor) -> Tensor:
     """The sum spelled out, in float32; its two halves become one loop, which adds while it waits. [N, K] -> [N]."""
-    row, (N, K) = written(x.reshape(-1)), weight.shape
+    row, (N, K) = stored(x.reshape(-1)), weight.shape
     halves = weight.view(2, N // 2, K) if N % 2 == 0 else weight[None]
     return torch.cat([(half.float() * row).sum(-1) for half in halves])
 

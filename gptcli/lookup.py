@@ -44,9 +44,7 @@ MOST = 12  # proposed at once; must stay below SLACK, so that a cache can take t
 # tokens move against each other by up to twice 3; the worst of all 49,152 tokens at 120 places was off by some 13.
 UNITS = 16.0
 CHEAP = 2  # tokens that are computed again at once, when little of a proposal was right
-PASS = (
-    0.5  # what a pass over several tokens costs more than one over one, in passes over one: a guess until it is timed
-)
+PASS = 0.5  # what a pass over several tokens costs more than a plain one, in plain ones: a guess until it is timed
 assert MOST < SLACK
 
 
@@ -136,9 +134,8 @@ class Lookup:
         if self.cautious and not self.n_passes and self.repeats.length < EARNED:
             return []
         found = self.repeats.proposal(most)
-        may_win = self.n_accepted + (len(found) if self.cost() > 1 else 0)
-        spent = self.n_repeated + self.n_passes * self.cost() + (self.cost() if self.cost() > 1 else 0)
-        if spent > 2 + may_win + (n - self.n_first) / 64:
+        may_lose = max(0.0, self.cost() - len(found))  # even if all of it is right
+        if self.n_repeated + self.n_passes * self.cost() + may_lose > 2 + self.n_accepted + (n - self.n_first) / 64:
             return []
         return [] if self.cache.outgrown(n + len(found)) else found
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gptcli.cache import Cache, Keys
 from gptcli.config import Config, Rope
-from gptcli.linear import Linear, linear, one_row, written
+from gptcli.linear import Linear, linear, one_row, stored
 from gptcli.rope import angles, turn
 from gptcli.rows import RowKeys, Rows
 
@@ -148,7 +148,7 @@ def look_back(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
     q: [1, K, H/K, D]; k, v: [1, K, S, D].
     """
-    asked, keys, values, shared = written(q.float() * scale), k.float(), v.float(), range(q.shape[2])
+    asked, keys, values, shared = stored(q.float() * scale), k.float(), v.float(), range(q.shape[2])
     scores = torch.stack([(keys * asked[:, :, i, None]).sum(-1) for i in shared], 2)  # [1, K, H/K, S]
     weights = (scores - scores.amax(-1, keepdim=True)).exp()
     z = torch.stack([(weights[:, :, i, :, None] * values).sum(2) for i in shared], 2)  # [1, K, H/K, D]
