@@ -9,7 +9,6 @@ from benchmarks import batch, decode, lookup, quality, scaling, start, train, xr
 from gptcli.folder import shipped
 
 BENCHMARKS = {
-    "batch": batch.run,
     "decode": decode.run,
     "lookup": lookup.run,
     "start": start.run,
@@ -24,16 +23,18 @@ def main() -> None:
         description=benchmarks.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=sorted((*BENCHMARKS, "quality", "scaling")))
+    parser.add_argument("name", choices=sorted((*BENCHMARKS, "batch", "quality", "scaling")))
     parser.add_argument("model", nargs="?", default=str(shipped()), help="a checkpoint folder, or for train a size")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each, interleaved")
-    parser.add_argument("--dtype", default="bfloat16", help="for scaling: bfloat16 or float32")
+    parser.add_argument("--dtype", help="for scaling and batch: bfloat16 or float32")
     parser.add_argument("--text", help="for quality: what to score")
     arguments = parser.parse_args()
     if arguments.name == "train" and arguments.model == str(shipped()):
         arguments.model = "mini"
     if arguments.name == "scaling":
-        scaling.run(rounds=arguments.rounds, dtype=arguments.dtype)
+        scaling.run(rounds=arguments.rounds, dtype=arguments.dtype or "bfloat16")
+    elif arguments.name == "batch":
+        batch.run(arguments.model, rounds=arguments.rounds, dtype=arguments.dtype or "float32")
     elif arguments.name == "quality":
         if not arguments.text:
             parser.error("quality needs --text FILE")

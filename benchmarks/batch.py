@@ -1,6 +1,6 @@
 """python -m benchmarks batch MODEL: many texts at once, beside one at a time and beside transformers' batched generate.
 
-float32, greedy, end tokens ignored, prompts of one length, so that both do the same work; and a ragged workload, where
+Greedy, end tokens ignored, prompts of one length, so that both do the same work; and a ragged workload, where
 texts end at different times: transformers computes each batch until its longest text has ended, ours fills the rows.
 """
 
@@ -28,12 +28,12 @@ PROMPT = "Once upon a time, there was a little robot"
 PEERS = ("gptcli", "transformers")
 
 
-def run(model: str, *, rounds: int) -> None:
+def run(model: str, *, rounds: int, dtype: str) -> None:
     """Every peer waits in a process of its own and measures when it is its turn; medians."""
     folder = str(look(model).source.folder.resolve())
     works = [*map(str, BATCHES), "ragged"]
     found = {peer: defaultdict[str, list[float]](list) for peer in PEERS if find_spec(peer)}
-    processes = {peer: start(peer, folder) for peer in found}
+    processes = {peer: start(peer, folder, dtype) for peer in found}
     for i in track(range(rounds + 1), "rounds", console=Console(stderr=True), transient=True):
         for work in works:
             for peer, process in processes.items():
@@ -42,12 +42,12 @@ def run(model: str, *, rounds: int) -> None:
                     found[peer][work].append(speed)
     for process in processes.values():
         process.communicate("")
-    Console().print(table(found, works, rounds))
+    Console().print(table(found, works, rounds, dtype))
 
 
-def start(peer: str, model: str) -> subprocess.Popen[str]:
+def start(peer: str, model: str, dtype: str) -> subprocess.Popen[str]:
     """A peer that has loaded the model."""
-    command = [sys.executable, "-m", "benchmarks.batch", peer, model]
+    command = [sys.executable, "-m", "benchmarks.batch", peer, model, dtype]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -63,10 +63,11 @@ def ask(process: subprocess.Popen[str], work: str) -> float:
     return float(process.stdout.readline())
 
 
-def table(found: dict[str, dict[str, list[float]]], works: list[str], rounds: int) -> Table:
+def table(found: dict[str, dict[str, list[float]]], works: list[str], rounds: int, dtype: str) -> Table:
     """Tokens per second of all texts together; in brackets how many times more than with one text."""
     result = Table(
-        caption=f"tokens/s, medians of {rounds} interleaved rounds; in brackets times one text. greedy, {N} tokens; "
+        caption=f"tokens/s, medians of {rounds} interleaved rounds; in brackets times one text. {dtype}, greedy, {N} "
+        f"tokens; "
         f"ragged: {N_RAGGED} texts of 4 to 128 tokens, at most {max(BATCHES)} at a time"
     )
     result.add_column("")
@@ -88,20 +89,20 @@ def ragged_lengths() -> list[int]:
     return [number.randint(4, 128) for _ in range(N_RAGGED)]
 
 
-def gptcli(model: str, work: str) -> None:
+def gptcli(model: str, dtype: str, work: str) -> None:
     """One piece of work, timed from outside; the checkpoint stays loaded."""
     from gptcli import Request, Sampling, generate_batch
 
     lengths = ragged_lengths() if work == "ragged" else [N] * int(work)
     greedy = Sampling(temperature=0)
     requests = [Request(prompt=PROMPT, sampling=greedy, max_tokens=n, ignore_eos=True) for n in lengths]
-    for _ in generate_batch(_ours(model), requests, batch=max(BATCHES)):
+    for _ in generate_batch(_ours(model, dtype), requests, batch=max(BATCHES)):
         pass
 
 
-def transformers(model: str, work: str) -> None:
+def transformers(model: str, dtype: str, work: str) -> None:
     """The same; ragged texts in batches in the order they come, each batch as long as its longest text."""
-    loaded, ids = _theirs(model)
+    loaded, ids = _theirs(model, dtype)
     lengths = ragged_lengths() if work == "ragged" else [N] * int(work)
     for i in range(0, len(lengths), max(BATCHES)):
         some = lengths[i : i + max(BATCHES)]
@@ -115,21 +116,21 @@ def transformers(model: str, work: str) -> None:
 _LOADED: dict[str, object] = {}
 
 
-def _ours(model: str):  # type: ignore[no-untyped-def]
+def _ours(model: str, dtype: str):  # type: ignore[no-untyped-def]
     from gptcli import load
 
     if model not in _LOADED:
-        _LOADED[model] = load(model, dtype="float32")
+        _LOADED[model] = load(model, dtype=dtype)
     return _LOADED[model]
 
 
-def _theirs(model: str):  # type: ignore[no-untyped-def]
+def _theirs(model: str, dtype: str):  # type: ignore[no-untyped-def]
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if model not in _LOADED:
         ids = AutoTokenizer.from_pretrained(model)(PROMPT, return_tensors="pt").input_ids
-        _LOADED[model] = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval(), ids
+        _LOADED[model] = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval(), ids
     return _LOADED[model]
 
 
@@ -137,14 +138,14 @@ WORK = {"gptcli": gptcli, "transformers": transformers}
 
 
 def main() -> None:
-    peer, model = sys.argv[1:3]
-    WORK[peer](model, "1")
+    peer, model, dtype = sys.argv[1:]
+    WORK[peer](model, dtype, "1")
     print("ready", flush=True)
     for line in sys.stdin:
         work = line.strip()
         tokens = sum(ragged_lengths()) if work == "ragged" else N * int(work)
         began = time.perf_counter()
-        WORK[peer](model, work)
+        WORK[peer](model, dtype, work)
         print(json.dumps(tokens / (time.perf_counter() - began)), flush=True)
 
 

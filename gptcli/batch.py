@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import fields
 from itertools import chain, islice
 from math import inf
 
@@ -20,15 +19,17 @@ import torch
 from torch import Tensor
 
 from gptcli.cache import Cache
-from gptcli.certain import certain, plain
+from gptcli.certain import plain
 from gptcli.checkpoint import Checkpoint
 from gptcli.errors import OutOfMemory
-from gptcli.generation import Request, Start, Text, generate, prepare, start
+from gptcli.generation import Request, Text
+from gptcli.joining import Joining, choices_of
 from gptcli.memory import check_fits
 from gptcli.records import Prompt, Step
 from gptcli.rows import Rows
-from gptcli.sample import Choice, adjust
+from gptcli.sample import Choice
 from gptcli.sampling import Sampling
+from gptcli.together import Together
 
 WITNESSED = 4  # tokens of the first text that are computed alone too
 LIKELY = 64  # tokens of a row that are likely, when it is asked how far these moved against each other
@@ -42,19 +43,21 @@ def generate_batch(
     """Yields (number of the request, its next step), in the order of the steps; up to `batch` texts run at a time.
 
     Each text is what `generate` makes of the same request. Requests are read as rows get free; neighbours with the same
-    prompt have it computed once. With weights of fewer bits than float32 near-ties are everywhere, so each text runs
-    alone, one after another; so does one that outgrows its rotary frequencies. Raises UsageError, OutOfMemory.
+    prompt have it computed once. With weights of fewer bits than float32 near-ties are everywhere, so it takes the
+    compiled pass of a few tokens there (together.py), and where that is not made each text runs alone, one after
+    another; so does one that outgrows its rotary frequencies. Raises UsageError, OutOfMemory.
     """
-    waiting = enumerate(requests)
-    first = list(islice(waiting, batch)) if batch > 1 and exact_enough(checkpoint) else []
+    waiting, exact = enumerate(requests), exact_enough(checkpoint)
+    few = None if exact or batch == 1 else checkpoint.few_tokens()
+    first = list(islice(waiting, batch)) if batch > 1 and (few or exact) else []
     n_rows = _that_fit(checkpoint, [request for _, request in first]) if first else 1
     every = chain(first, waiting)
     if n_rows > 1:
-        yield from _Batch(checkpoint, n_rows).run(every)
+        yield from (Together(checkpoint, few, n_rows) if few else _Batch(checkpoint, n_rows)).run(every)
         return
-    prompts = _Prompts(checkpoint)
+    joining = Joining(checkpoint)
     for number, request in every:
-        yield from prompts.alone(number, request)
+        yield from joining.alone(number, request)
 
 
 class InOrder:
@@ -82,29 +85,6 @@ class InOrder:
 def exact_enough(checkpoint: Checkpoint) -> bool:
     """Whether all is float32: in fewer bits, another order of adding makes another token of every near-tie."""
     return all(t.dtype == torch.float32 for t in checkpoint.decoder.state_dict().values())
-
-
-class _Prompts:
-    """Computes prompts, and the same one after another only once."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
-        self._last: tuple[int, Start] | None = None
-
-    def start(self, request: Request) -> Start:
-        """The request's prompt, computed alone."""
-        prompt, n = request.prompt, request.max_tokens
-        if not isinstance(prompt, Prompt):
-            prompt = prepare(self.checkpoint, prompt, max_tokens=n, overflow=request.overflow)
-        if self._last is None or self._last[0] != n or self._last[1].prompt != prompt:
-            self._last = n, start(self.checkpoint, prompt, max_tokens=n)
-        return self._last[1]
-
-    def alone(self, number: int, request: Request) -> Iterator[tuple[int, Step]]:
-        """All of a text, by itself."""
-        values = {field.name: getattr(request, field.name) for field in fields(request)}
-        for step in generate(self.checkpoint, **values | {"prompt": self.start(request)}):
-            yield number, step
 
 
 def _that_fit(checkpoint: Checkpoint, requests: list[Request]) -> int:
@@ -135,7 +115,7 @@ class _Batch:
         self.rows = Rows(checkpoint.config, n_rows, device=checkpoint.device, dtype=checkpoint.dtype)
         self.texts = list[Text]()
         self.numbers = list[int]()
-        self.prompts = _Prompts(checkpoint)
+        self.joining = Joining(checkpoint)
         self.witness: tuple[Text, Cache] | None = None  # the text that is computed alone too
         self.largest: float | None = None  # difference of a logit, alone and together
         self.likely = 0.0  # the same of likely tokens, when what all of them have in common is taken off
@@ -155,24 +135,15 @@ class _Batch:
 
     def _join(self, row: int, waiting: Iterator[tuple[int, Request]]) -> Generator[tuple[int, Step], None, bool]:
         """Puts the next text that lasts into a row; False if there is none."""
-        for number, request in waiting:
-            begin = self.prompts.start(request)
-            text = Text(self.checkpoint, begin.prompt, request)
-            if text.outgrows:
-                yield from self.prompts.alone(number, request)
-                continue
-            if text.finish:
-                continue
-            step = text.take(begin.logits, text.choose(begin.logits, text.draw()))
-            yield number, step
-            if step.finish:
-                continue
-            self.rows.join(row, begin.cache)
-            self.texts[row : row + 1], self.numbers[row : row + 1] = [text], [number]
-            if self.largest is None and self.witness is None:
-                self.witness = text, begin.cache.copy()
-            return True
-        return False
+        found = yield from self.joining.next(waiting)
+        if found is None:
+            return False
+        number, text, begin = found
+        self.rows.join(row, begin.cache)
+        self.texts[row : row + 1], self.numbers[row : row + 1] = [text], [number]
+        if self.largest is None and self.witness is None:
+            self.witness = text, begin.cache.copy()
+        return True
 
     def _renew(self, waiting: Iterator[tuple[int, Request]]) -> Iterator[tuple[int, Step]]:
         """The next texts take over the rows of those that have ended; if there are none, the rows go."""
@@ -203,7 +174,7 @@ class _Batch:
             for sampling, fine in zip(samplings, scale.isfinite().tolist(), strict=True)
         ]
         found = list[tuple[int, Text, Tensor, Choice]]()
-        choices = certain(logits, self._adjusted(logits), samplings, draws, errors)
+        choices = choices_of(self.texts, logits, draws, errors)
         for row, (number, text, choice) in enumerate(zip(self.numbers, self.texts, choices, strict=True)):
             scores = exact.get(row, logits[row])
             if row in exact or choice is None:
@@ -219,16 +190,6 @@ class _Batch:
         last = torch.tensor([text.ids[-1:] for text in self.texts], device=self.checkpoint.device)
         decoder = self.checkpoint.decoder
         return decoder.readout(decoder.stream(last, self.rows)[:, -1]).to("cpu", torch.float32)
-
-    def _adjusted(self, logits: Tensor) -> Tensor:
-        """With biases and penalties, [n, tokens that may be chosen]."""
-        rows = [row for row, text in enumerate(self.texts) if not plain(text.request.sampling)]
-        if rows:
-            logits = logits.clone()
-        for row in rows:
-            text = self.texts[row]
-            logits[row] = adjust(logits[row], text.request.sampling, context=text.ids, generated=text.generated)
-        return logits[:, : self.checkpoint.n_tokens]
 
     def _witnessed(self, logits: Tensor) -> dict[int, Tensor]:
         """The witness's row and its scores as they are alone, as long as it is watched."""

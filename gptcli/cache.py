@@ -40,18 +40,19 @@ class Keys:
         self.k[:, :, start : self.end], self.v[:, :, start : self.end] = k, v
         return self.k[:, :, first : self.end], self.v[:, :, first : self.end]
 
-    def room(self, window: int | None) -> tuple[Tensor, Tensor]:
-        """What one new token will see, its own place last and not yet filled, [B, K, S, D] twice.
+    def room(self, window: int | None, T: int = 1) -> tuple[Tensor, Tensor]:
+        """What T new ones will see, their own places last and not yet filled, [B, K, S, D] twice.
 
-        window: the layer's, which a short run's buffers need not know.
+        window: the layer's, which a short run's buffers need not know. T is at most SLACK, and there is room for them.
         """
         past = self.end if window is None else min(self.end, window - 1)
-        if self.end == self.k.shape[2]:
+        if self.end + T > self.k.shape[2]:
             for t in (self.k, self.v):
-                t[:, :, :past] = t[:, :, self.end - past :].clone()
+                t[:, :, :past] = t[:, :, self.end - past : self.end].clone()
             self.end = past
-        self.end += 1
-        return self.k.narrow(2, self.end - past - 1, past + 1), self.v.narrow(2, self.end - past - 1, past + 1)
+        self.end += T
+        first = self.end - past - T
+        return self.k.narrow(2, first, past + T), self.v.narrow(2, first, past + T)
 
 
 class Cache:

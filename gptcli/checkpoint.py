@@ -21,6 +21,8 @@ from gptcli.compiled import Pass, find
 from gptcli.config import Config
 from gptcli.errors import BadCheckpoint, GptcliError, UsageError
 from gptcli.families import FAMILIES
+from gptcli.few import FewTokens
+from gptcli.few import find as find_few
 from gptcli.layout import Layout, Part, Placement, look, stored_names
 from gptcli.memory import check_fits
 from gptcli.model import Decoder
@@ -56,14 +58,23 @@ class Checkpoint:
     eos_ids: frozenset[int]
     start_id: int | None
     notes: tuple[str, ...] = ()
-    _found: dict[str, Pass | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _found: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def one_token(self) -> Pass | None:
         """The compiled pass of one token, where `gptcli optimize` has made it, with the weights as they are now."""
-        held = self._found.get("pass")
-        if "pass" not in self._found or (held and not held.fits()):
-            self._found["pass"] = find(self.decoder)
-        return self._found["pass"]
+        held = self._found.get("one")
+        if "one" not in self._found or (held and not held.fits()):
+            self._found["one"] = find(self.decoder)
+        return self._found["one"]  # type: ignore[no-any-return]
+
+    def few_tokens(self) -> FewTokens | None:
+        """The same of a few tokens, which gives each the numbers that the pass of one gives it."""
+        if self.one_token() is None:
+            return None
+        held = self._found.get("few")
+        if "few" not in self._found or (held and not held.fits()):
+            self._found["few"] = find_few(self.decoder)
+        return self._found["few"]  # type: ignore[no-any-return]
 
     @property
     def dtype(self) -> torch.dtype:

@@ -18,7 +18,8 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,20 @@ from gptcli.linear import GROUP
 from gptcli.model import Decoder
 from gptcli.user_cache import is_ours, user_cache, written
 
-SOURCES = ("model.py", "linear.py", "rope.py", "cache.py", "compiled.py")
-FORMAT = 2
-_CONSTANT = re.compile(r"constant\d+")
+SOURCES = ("model.py", "linear.py", "rope.py", "cache.py", "compiled.py", "few.py")
+FORMAT = 3
+CONSTANT = re.compile(r"constant\d+")
+GROUPS = torch.tensor(GROUP)  # inductor makes the one number that the 4-bit kernel is called with a constant
+OPTIONS = {
+    "always_keep_tensor_constants": True,
+    "aot_inductor.package_constants_in_so": False,
+    "aot_inductor.compile_wrapper_opt_level": "O1",
+    "cpp.enable_floating_point_contract_flag": "fast",  # multiply and add in one instruction
+}
 
 
-class _Seen:
-    """A layer's keys and values with room for one more, as `Keys.room` hands them over."""
+class Seen:
+    """A layer's keys and values with room for the new ones, as `Keys.room` hands them over."""
 
     lengths = None
 
@@ -45,7 +53,8 @@ class _Seen:
         self.k, self.v = k, v
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        self.k[:, :, -1:], self.v[:, :, -1:] = k, v
+        T = k.shape[2]
+        self.k[:, :, -T:], self.v[:, :, -T:] = k, v
         return self.k, self.v
 
 
@@ -65,10 +74,10 @@ class _OneToken(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """ids: [1, 1]; position: [1, C] -> scores, [V], float32, and the stream before and after each block, [R, C]."""
         angles = dict(zip(self.decoder.ropes, turns, strict=True))
-        x = self.decoder.begin(ids, position)
+        x = self.decoder.begin(ids, position, wide=True)
         states = [x[0, -1]]
         for block, (k, v) in zip(self.decoder.blocks, seen, strict=True):
-            x = block(x, angles, _Seen(k, v), None)
+            x = block(x, angles, Seen(k, v), None)
             states.append(x[0, -1])
         return self.decoder.readout(x)[0, -1].float(), torch.stack(states)
 
@@ -79,18 +88,16 @@ class Pass:
     def __init__(self, decoder: Decoder, file: Path) -> None:
         self.decoder, self.file = decoder, file
         self._windows = [layer.window for layer in decoder.config.layers]
-        # torch's Python wrapper of this imports the whole compiler, and reads a description of the arguments each time
-        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(file), "model", False, 1, -1)
+        self._loader = loader(file, "model")
         weights = {f"decoder.{name}": tensor for name, tensor in _weights(decoder)}
         names = self._loader.get_constant_fqns()
-        group = torch.tensor(GROUP)  # inductor makes the one number that the 4-bit kernel is called with a constant
-        self._held = {name: group if _CONSTANT.fullmatch(name) else weights[name] for name in names}
+        self._held = {name: GROUPS if CONSTANT.fullmatch(name) else weights[name] for name in names}
         self._loader.load_constants(self._held, False, True, True)  # addresses only: _held keeps them alive
 
     def fits(self) -> bool:
         """Whether the decoder still has the weights that the code was given."""
         weights = {f"decoder.{name}": tensor for name, tensor in _weights(self.decoder)}
-        return all(weights.get(name) is tensor for name, tensor in self._held.items() if not _CONSTANT.fullmatch(name))
+        return all(weights.get(name) is tensor for name, tensor in self._held.items() if not CONSTANT.fullmatch(name))
 
     def __call__(self, id: int, cache: Cache) -> tuple[Tensor, Tensor]:
         """Scores after one more token, [V], float32, and its vector before and after each block, [R, C].
@@ -134,11 +141,7 @@ def make(decoder: Decoder) -> Path:
 
     The file appears whole or not at all.
     """
-    from unittest.mock import patch  # here: loading a compiled pass, which every start does, needs none of this
-
-    import torch._inductor.config
     from torch._inductor import aoti_compile_and_package
-    from torch._inductor.codegen.cpp import CppScheduling
     from torch.export import Dim, export
 
     c = decoder.config
@@ -158,29 +161,38 @@ def make(decoder: Decoder) -> Path:
         [({2: reach[layer.window]}, {2: reach[layer.window]}) for layer in c.layers],
     )
     target = place(decoder)
+    with written(target) as made, compiling():
+        program = export(
+            _OneToken(decoder), (torch.zeros(1, 1, dtype=torch.long), position, turns, seen), dynamic_shapes=shapes
+        )
+        aoti_compile_and_package(program, package_path=str(made), inductor_configs=OPTIONS)
+    return target
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Raises GptcliError for whatever a compiler raises."""
+    from unittest.mock import patch  # here: loading a compiled pass, which every start does, needs none of this
+
+    from torch._inductor.codegen.cpp import CppScheduling
+
     # one function for all layers takes g++ twice as long as a small one that the layers share
     shorter = patch.object(CppScheduling, "MAX_FUSED_KERNEL_ARGS_NUM", 30, create=True)
-    with written(target) as made, shorter, warnings.catch_warnings():
+    with shorter, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own inner names
         try:
-            program = export(
-                _OneToken(decoder), (torch.zeros(1, 1, dtype=torch.long), position, turns, seen), dynamic_shapes=shapes
-            )
-            aoti_compile_and_package(
-                program,
-                package_path=str(made),
-                inductor_configs={
-                    "aot_inductor.package_constants_in_so": False,
-                    "always_keep_tensor_constants": True,
-                    "aot_inductor.compile_wrapper_opt_level": "O1",
-                    "cpp.enable_floating_point_contract_flag": "fast",  # multiply and add in one instruction
-                },
-            )
+            yield
         except Exception as error:  # what a compiler may raise is not for us to list
             first = "".join(str(error).strip().splitlines()[:1])
-            message = f"one token's pass could not be compiled: {type(error).__name__}: {first}"
-            raise GptcliError(message) from error
-    return target
+            raise GptcliError(f"the pass could not be compiled: {type(error).__name__}: {first}") from error
+
+
+def loader(file: Path, name: str) -> torch._C._aoti.AOTIModelPackageLoader:
+    """One of the functions that a file holds. Raises RuntimeError.
+
+    torch's Python wrapper of this imports the whole compiler, and reads a description of the arguments at each call.
+    """
+    return torch._C._aoti.AOTIModelPackageLoader(str(file), name, False, 1, -1)
 
 
 def has_compiler() -> bool:

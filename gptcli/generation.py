@@ -23,7 +23,7 @@ from gptcli.lookup import Lookup
 from gptcli.memory import check_fits
 from gptcli.model import Tape
 from gptcli.records import Candidate, Chunk, Finish, Prompt, Step
-from gptcli.sample import Choice, candidates, choose, rng
+from gptcli.sample import Choice, candidates, choose, finite, rng
 from gptcli.sampling import Sampling
 from gptcli.text_stream import TextStream
 
@@ -135,7 +135,7 @@ def generate(
     max_tokens: -1 for as many as the context holds. seed: None for a random one; sample i of seed s is sample 0 of
     seed s + i. stop: texts that end the answer and are not part of it. top: how many candidates each step carries.
     overflow: what happens when the context is full, "slide" goes on without the older half. lookup: where the text
-    repeats itself several tokens are computed at once, which changes none of them (in float32 alone; see lookup.py).
+    repeats itself several tokens are computed at once, which changes none of them (see lookup.py for when it is done).
     Raises UsageError.
     """
     if lookup and tape is not None:
@@ -161,7 +161,8 @@ def generate(
     watches = isinstance(tape, Watcher) and tape.only_states
     fast = checkpoint.one_token() if tape is None or watches else None
     plain = partial(_next_logits, checkpoint, cache=cache, tape=tape, fast=fast)
-    look = partial(Lookup, checkpoint.decoder, cache, plain=plain, cautious=fast is not None)
+    few = checkpoint.few_tokens() if lookup else None
+    look = partial(Lookup, checkpoint.decoder, cache, plain=plain, few=few, cautious=fast is not None and few is None)
     ahead = look(ids=text.ids) if lookup else None
     while not text.finish:
         if text.generated:
@@ -311,13 +312,13 @@ def _next_logits(
         cache.clear()
     if fast and 0 < cache.n_seen == len(ids) - 1:
         logits, states = fast(ids[-1], cache)
-        if isinstance(tape, Watcher):
+        if tape is not None and isinstance(tape, Watcher):  # a look at a protocol takes a sixth of a millisecond
             tape.saw(states)
     else:
         tokens = torch.tensor([ids[cache.n_seen :]], device=checkpoint.device)
         x = checkpoint.decoder.stream(tokens, cache, tape)
         logits = checkpoint.decoder.readout(x[:, -1:])[0, -1].to("cpu", torch.float32)
-    if not bool(logits.isfinite().all()):
+    if not finite(logits):
         tokens = torch.tensor([list(ids)], device=checkpoint.device)
         raise GptcliError(
             f"the scores after token {cache.n_seen} are not numbers: {_culprit(checkpoint, tokens)}",

@@ -7,32 +7,68 @@ spelled out: the compiler makes one loop of it that converts, multiplies and add
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 GROUP = 32  # weights of a row that share a scale, in 4 bits
 FEW = 8  # rows up to which 8 bits are multiplied as they lie; more are worth a matrix in the dtype of x
+AT_ONCE = 2**22  # numbers of a matrix that are made float32 at a time, 16 MiB
 PARTS, FITS = (1.0, 0.95, 0.9, 0.85, 0.8), 4  # what rounding to 4 bits tries
 TINY = 1e-30  # a scale is never 0
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b, in the dtype of x."""
-    if not one_row(x):
-        return F.linear(x, weight, bias)
-    y = row_times(x, weight)
+    if not few_rows(x):
+        return in_float32(x, weight, bias) if slow(x, x.numel() // x.shape[-1]) else F.linear(x, weight, bias)
+    y = rows_times(x, weight)
     return (y if bias is None else y + bias.float()).to(x.dtype).view(*x.shape[:-1], -1)
 
 
-def one_row(x: Tensor) -> bool:
-    """Whether this is the pass of one token, on its way through the compiler. x: [..., K]"""
-    return torch.compiler.is_compiling() and x.numel() == x.shape[-1] and not torch.is_grad_enabled()
+def spelled() -> bool:
+    """Whether this is a pass on its way through the compiler, not to be trained."""
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
+
+
+def few_rows(x: Tensor) -> bool:
+    """Whether it is one of a single token, or of a few. x: [..., K]"""
+    return spelled() and x.numel() <= FEW * x.shape[-1]
+
+
+@cache
+def emulated(dtype: torch.dtype, device: str) -> bool:
+    """Whether products in this dtype are made without instructions for it: several times slower than in float32.
+
+    So it is with bfloat16 on processors of no more than AVX2, most of those at home: 6 times, measured at 512 rows.
+    """
+    names = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    if device != "cpu" or dtype not in names:
+        return False
+    return not (torch._C._has_mkldnn and getattr(torch.ops.mkldnn, names[dtype])())
+
+
+def slow(x: Tensor, rows: int) -> bool:
+    """Whether products of so many rows like these are better made in float32: from 8 on, where it is also exacter."""
+    return rows >= FEW and emulated(x.dtype, x.device.type) and not torch.is_grad_enabled()
+
+
+def in_float32(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b, where products in their dtype are slow: in float32, a part of the matrix after the other."""
+    rows, y = x.float(), x.new_empty(*x.shape[:-1], len(weight))
+    step = max(1, AT_ONCE // weight.shape[1])
+    for i in range(0, len(weight), step):
+        part = slice(i, i + step)
+        y[..., part] = F.linear(rows, weight[part].float(), None if bias is None else bias[part].float())
+    return y
 
 
 def stored(x: Tensor) -> Tensor:
     """x in float32, computed once before a loop that reads it again and again: the compiler would do it in the loop."""
-    return x.float().contiguous().as_strided(x.shape, x.stride())
+    y = x.float().contiguous()
+    return y.as_strided(y.shape, y.stride())
 
 
 def exact(model: nn.Module) -> bool:
@@ -40,11 +76,16 @@ def exact(model: nn.Module) -> bool:
     return all(tensor.dtype == torch.float32 for tensor in model.state_dict().values())
 
 
-def row_times(x: Tensor, weight: Tensor) -> Tensor:
-    """The sum spelled out, in float32; its two halves become one loop, which adds while it waits. [N, K] -> [N]."""
-    row, (N, K) = stored(x.reshape(-1)), weight.shape
+def rows_times(x: Tensor, weight: Tensor) -> Tensor:
+    """The sum spelled out, in float32, one loop over the matrix for all rows of x. [..., K], [N, K] -> [R, N].
+
+    A single row has two halves of the matrix in that loop, which adds the one while it waits for the other.
+    """
+    (N, K), rows = weight.shape, stored(x.reshape(-1, x.shape[-1]))
+    if len(rows) > 1:
+        return torch.stack([(weight.float() * row).sum(-1) for row in rows])
     halves = weight.view(2, N // 2, K) if N % 2 == 0 else weight[None]
-    return torch.cat([(half.float() * row).sum(-1) for half in halves])
+    return torch.cat([(half.float() * rows[0]).sum(-1) for half in halves])[None]
 
 
 class Linear(nn.Linear):
@@ -76,12 +117,13 @@ class Int8(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        if one_row(x):
-            y = (row_times(x, self.weight) * self.scale)[None]
+        if few_rows(x):
+            y = rows_times(x, self.weight) * self.scale
         elif len(rows) <= FEW and x.device.type == "cpu":
             y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scale.bfloat16())
         else:  # whole numbers up to 127 are exact in every dtype
-            y = F.linear(rows, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+            y = in_float32(rows, self.weight) if slow(rows, len(rows)) else F.linear(rows, self.weight.to(x.dtype))
+            y = y * self.scale.to(x.dtype)
         y = y if self.bias is None else y + self.bias
         return y.to(x.dtype).view(*x.shape[:-1], -1)
 

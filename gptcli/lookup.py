@@ -13,8 +13,10 @@ sums in another order than passes over one, and what it leaves in the cache is o
 - The bound was measured, not proved (see UNITS), and each such recomputation measures it once more: where likely tokens
   moved against each other by half of what is allowed, speculation ends for the rest of the text.
 
-This is for float32 alone, and for weights that are not rounded. In bfloat16 one rounding of a score of 8 to 32 is 0.06
-to 0.13, so many choices are doubtful, and computing again took what was gained: nothing is proposed there.
+Without `gptcli optimize` this is for float32 alone, and for weights that are not rounded. In bfloat16 one rounding of a
+score of 8 to 32 is 0.06 to 0.13, so many choices are doubtful, and computing again took what was gained: nothing is
+proposed there. Where the passes are compiled (few.py), several tokens get the very numbers that each would get alone,
+in every dtype: then no choice is doubtful, and nothing is computed again.
 
 How often it looks ahead depends on the time that passes took, which no token depends on.
 
@@ -32,13 +34,15 @@ import torch
 from torch import Tensor
 
 from gptcli.cache import SLACK, Cache
-from gptcli.linear import exact
+from gptcli.few import FewTokens
+from gptcli.linear import FEW, exact
 from gptcli.model import Decoder
-from gptcli.sample import Choice, adjust
+from gptcli.sample import Choice, adjust, finite
 from gptcli.sampling import Sampling
 
 LONG, SHORT = 3, 2  # tokens that must agree with an earlier place of the text
 EARNED = 8  # tokens of agreement that are enough even in a text that often goes on otherwise
+LEAST = 4  # proposed at once: a product with 2 or 3 rows takes MKL longer than one with 5
 MOST = 12  # proposed at once; must stay below SLACK, so that a cache can take them back
 # How far float32 scores may be off, in units of eps times the largest score. Measured up to SmolLM2-135M: likely
 # tokens move against each other by up to twice 3; the worst of all 49,152 tokens at 120 places was off by some 13.
@@ -77,11 +81,11 @@ class Repeats:
             if not self.length and found is not None:
                 self.at, self.length = found, size
 
-    def proposal(self, most: int) -> list[int]:
+    def proposal(self, most: int, least: int = LEAST) -> list[int]:
         """What followed the earlier place: the longer the agreement, the more; nothing while guesses are poor."""
         if self.length < LONG or (self.length < EARNED and self.trust < 0.75):
             return []
-        n = min(most, max(4, self.length - 1))  # a product with 2 or 3 rows takes MKL longer than one with 5
+        n = min(most, max(least, self.length - 1))
         found = self.ids[self.at : self.at + n]
         while found and len(found) < n:  # the earlier place overlaps the end: a loop goes on as a loop
             found = (found + self.ids[self.at :])[:n]
@@ -98,16 +102,20 @@ class Lookup:
         ids: Sequence[int],
         plain: Callable[[Sequence[int]], Tensor],
         *,
+        few: FewTokens | None = None,
         cautious: bool = False,
     ) -> None:
-        """cautious: a first try must be likely to win, because plain passes may be many times as fast."""
-        self.decoder, self.cache, self.plain, self.cautious = decoder, cache, plain, cautious
+        """few: the pass over several tokens whose numbers are those of `plain`, if there is one.
+
+        cautious: a first try must be likely to win, because plain passes may be many times as fast.
+        """
+        self.decoder, self.cache, self.plain, self.few, self.cautious = decoder, cache, plain, few, cautious
         self.repeats = Repeats(ids)
         self.n_first = self.n_start = len(ids)  # tokens that went through in the one pass that began the cache
         self.n_plain = cache.n_seen  # tokens whose keys and values are those of plain passes
         self.ahead: list[tuple[int, Tensor]] = []  # (a proposed token, the scores after it)
         self.certain = True  # whether the last scores are those of plain passes to the bit
-        self.ended = not exact(decoder)  # or the bound did not hold
+        self.ended = few is None and not exact(decoder)  # or the bound did not hold
         self.n_proposed = self.n_accepted = self.n_repeated = 0
         self.fastest = math.inf  # seconds of a plain pass
         self.seconds, self.n_passes = 0.0, 0  # of passes over several tokens
@@ -121,6 +129,8 @@ class Lookup:
         self.ahead = []
         if self.cache.n_seen >= len(ids):
             self.cache.back_to(len(ids) - 1)
+        if self.few:
+            self.n_plain = self.cache.n_seen
         if 0 < len(ids) - 1 - self.n_plain <= CHEAP and self.cache.n_seen:  # before a doubt, later, makes it dear
             self._redo(ids[:-1])
         proposal = self._proposal(len(ids))
@@ -128,16 +138,18 @@ class Lookup:
 
     def _proposal(self, n: int) -> list[int]:
         """What to compute ahead of a text of n tokens: as much as has room, and pays by what was seen of this text."""
-        most = min(MOST, self.cache.capacity - n - 1)
+        most = min(FEW - 1 if self.few else MOST, self.cache.capacity - n - 1)
+        if self.few and not self.few.has_room(self.cache):
+            return []
         if self.ended or most < 1 or self.cache.n_seen != n - 1 or self.fastest == math.inf:
             return []
         if self.cautious and not self.n_passes and self.repeats.length < EARNED:
             return []
-        found = self.repeats.proposal(most)
+        found = self.repeats.proposal(most, most if self.few else LEAST)
         may_lose = max(0.0, self.cost() - len(found))  # even if all of it is right
         if self.n_repeated + self.n_passes * self.cost() + may_lose > 2 + self.n_accepted + (n - self.n_first) / 64:
             return []
-        return [] if self.cache.outgrown(n + len(found)) else found
+        return [] if self.cache.outgrown(n + MOST) else found
 
     def cost(self) -> float:
         """Of a pass over several tokens beyond a plain one, in plain ones; a compiled one is several times as fast."""
@@ -146,13 +158,18 @@ class Lookup:
     @torch.inference_mode()
     def _pass(self, last: int, proposal: list[int]) -> Tensor:
         """One pass over the last token and the proposal."""
-        tokens, began = torch.tensor([[last, *proposal]], device=self.cache.device), perf_counter()
-        rows: Tensor = self.decoder(tokens, self.cache)[0].to("cpu", torch.float32)  # [1 + k, V]
+        tokens, began = [last, *proposal], perf_counter()
+        if self.few:
+            rows = self.few([*tokens, *[last] * (FEW - len(tokens))], self.cache)[: len(tokens)]
+            self.cache.back_to(self.cache.n_seen - FEW + len(tokens))
+        else:
+            ids = torch.tensor([tokens], device=self.cache.device)
+            rows = self.decoder(ids, self.cache)[0].to("cpu", torch.float32)  # [1 + k, V]
         self.seconds, self.n_passes = self.seconds + perf_counter() - began, self.n_passes + 1
-        if not bool(rows.isfinite().all()):
+        if not finite(rows):
             self.cache.back_to(self.cache.n_seen - len(proposal) - 1)
             return self._plain(self.repeats.ids)  # which says where they were lost
-        self.certain = False
+        self.certain = self.few is not None
         self.n_proposed += len(proposal)
         self.ahead = list(zip(proposal, rows[1:], strict=True))
         return rows[0]

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from gptcli.cache import Cache, Keys
 from gptcli.config import Config, Rope
-from gptcli.linear import Linear, linear, one_row, stored
+from gptcli.linear import Linear, few_rows, linear, slow, spelled, stored
 from gptcli.rope import angles, turn
 from gptcli.rows import RowKeys, Rows
 
+Seen = Tensor | list[Tensor]
 Angles = dict[Rope, tuple[Tensor, Tensor]]  # cos and sin of the positions in use, each [positions, dim]
 
 
@@ -51,6 +52,8 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         w, b = self.weight, self.bias
+        if spelled():
+            return self._spelled(x)
         if self.kind == "layer" and (w is None or w.ndim == 1):
             return F.layer_norm(x, x.shape[-1:], w, b, self.eps)
         if self.kind == "layer":
@@ -63,6 +66,15 @@ class Norm(nn.Module):
         if w is not None:  # the dtype of the gain decides: Llama rounds before it multiplies, Gemma (float32) after
             y = y.to(w.dtype) * w
         return (y if b is None else y + b).to(x.dtype)
+
+    def _spelled(self, x: Tensor) -> Tensor:
+        """The same for the compiler, which would take the sums of one row by another formula than those of a few."""
+        y = stored(x)  # how many numbers are added side by side depends on the dtype of what is read
+        if self.kind == "layer":
+            y = y - y.mean(-1, keepdim=True)
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        y = y if self.weight is None else y * self.weight.float()
+        return (y if self.bias is None else y + self.bias.float()).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -96,8 +108,11 @@ class Attention(nn.Module):
             q, k = turn(q, cos, sin), turn(k, cos, sin)
         if keys:
             k, v = keys.append(k, v)  # [B, K, S, D]
-        mask = visible(T, k.shape[2], layer.window, x.device, keys.lengths if keys else None)
-        z = attend(q, k, v, mask, layer.scale, c.attn_softcap)  # [B, H, T, D]
+        if few_rows(x) and B == 1:  # k and v may be lists there
+            mask, z = None, look_back(q, k, v, layer.window, layer.scale, c.attn_softcap)
+        else:
+            mask = visible(T, k.shape[2], layer.window, x.device, keys.lengths if keys else None)
+            z = attend(q, k, v, mask, layer.scale, c.attn_softcap)  # [B, H, T, D]
         if tape:
             z = tape.heads(self.index, q, k, v, mask, z)
         return self.out(z.transpose(1, 2).reshape(B, T, -1))
@@ -122,11 +137,11 @@ def visible(T: int, S: int, window: int | None, device: torch.device, lengths: T
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
     """softmax(scale q.k) v over the visible keys. q: [B, H, T, D]; k, v: [B, K, S, D], shared by H/K neighbours."""
     T, S = q.shape[2], k.shape[2]
+    if slow(q, T):
+        return attend(q.float(), k.float(), v.float(), mask, scale, softcap).to(q.dtype)
     if softcap is None and T == 1 and (mask is None or mask.ndim == 4):
         # heads that share keys ask as neighbours: no key is read twice
         asked = q.reshape(len(q), k.shape[1], -1, q.shape[3])  # [B, K, H/K, D]
-        if one_row(q.flatten(1)):
-            return look_back(asked, k, v, scale).reshape(q.shape)
         return F.scaled_dot_product_attention(asked, k, v, mask, scale=scale).reshape(q.shape)
     if softcap is None:
         causal = mask is None and T > 1
@@ -143,16 +158,31 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, s
     return scores.float().softmax(-1).to(v.dtype) @ v
 
 
-def look_back(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """The same for one token on its way through the compiler, spelled out: each key and value is read once.
+def look_back(q: Tensor, k: Seen, v: Seen, window: int | None, scale: float, softcap: float | None) -> Tensor:
+    """The same for few tokens on their way through the compiler, spelled out, each as if it came alone.
 
-    q: [1, K, H/K, D]; k, v: [1, K, S, D].
+    q: [1, H, T, D]; k, v: [1, K, S, D], the T own ones last; or of each token what it sees, if they are of T texts.
     """
-    asked, keys, values, shared = stored(q.float() * scale), k.float(), v.float(), range(q.shape[2])
+    T = q.shape[2]
+    if isinstance(k, Tensor) and isinstance(v, Tensor):
+        stops = [k.shape[2] - T + 1 + i for i in range(T)]
+        firsts = [torch.sym_max(0, stop - window) if window and T > 1 else 0 for stop in stops]  # type: ignore[no-untyped-call]
+        seen = [slice(first, stop) for first, stop in zip(firsts, stops, strict=True)]
+        k, v = [k[:, :, each] for each in seen], [v[:, :, each] for each in seen]
+    every = zip(q.unbind(2), k, v, strict=True)
+    return torch.stack([_look_back(q, k, v, scale, softcap) for q, k, v in every], 2)
+
+
+def _look_back(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """One token; each key and value is read once. [1, H, D]; [1, K, S, D] -> [1, H, D]"""
+    asked = stored(q.reshape(1, k.shape[1], -1, q.shape[-1]).float() * scale)  # [1, K, H/K, D]
+    keys, values, shared = k.float(), v.float(), range(asked.shape[2])
     scores = torch.stack([(keys * asked[:, :, i, None]).sum(-1) for i in shared], 2)  # [1, K, H/K, S]
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     weights = (scores - scores.amax(-1, keepdim=True)).exp()
     z = torch.stack([(weights[:, :, i, :, None] * values).sum(2) for i in shared], 2)  # [1, K, H/K, D]
-    return (z / weights.sum(-1, keepdim=True)).to(q.dtype)
+    return (z / weights.sum(-1, keepdim=True)).reshape(q.shape).to(q.dtype)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -254,11 +284,16 @@ class Decoder(nn.Module):
             cache.advance(T)
         return x
 
-    def begin(self, ids: Tensor, position: Tensor | None) -> Tensor:
-        """The vectors of the tokens, and of their places, [T, C], in families that learn these. [B, T] -> [B, T, C]."""
+    def begin(self, ids: Tensor, position: Tensor | None, *, wide: bool = False) -> Tensor:
+        """The vectors of the tokens, and of their places, [T, C], in families that learn these. [B, T] -> [B, T, C].
+
+        wide: in float32, whatever the weights are in, as the compiled passes have the stream.
+        """
         x = self.embed(ids)
+        if wide:
+            x = x.float()
         if self.config.embed_scale != 1.0:
-            x = x * _rounded(self.config.embed_scale, x.dtype)
+            x = x * _rounded(self.config.embed_scale, self.embed.weight.dtype)
         if self.embed_in:
             x = self.embed_in(x)
         return x if position is None else x + position

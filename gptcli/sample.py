@@ -24,6 +24,7 @@ from gptcli.errors import UsageError
 from gptcli.sampling import Sampling
 
 LOWEST = torch.finfo(torch.float32).min
+SMALL = 2**15  # tokens up to which `topk` is the faster way to the best of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,11 @@ class Choice:
     n_kept: int  # how many tokens the filters left
     draw: float | None  # the uniform number that chose; None when greedy
     margin: float  # best minus second best adjusted logit, before temperature; inf when there is no second
+
+
+def finite(logits: Tensor) -> bool:
+    """Whether all are numbers, any shape but the empty one; a tenth of the time of `isfinite`."""
+    return all(math.isfinite(float(end)) for end in torch.aminmax(logits))
 
 
 def rng(seed: int, sample: int) -> Callable[[], float]:
@@ -97,8 +103,8 @@ def choose(
     adjusted = adjust(row, sampling, context=context, generated=generated)[:size]
     if sampling.greedy:
         _best(adjusted)
-        ids = _ranked(adjusted, 2)
-        id, draw, p, n_kept = int(ids[0]), None, 1.0, 1
+        ids = adjusted.argmax()[None]  # of equal ones the first
+        id, draw, p, n_kept = int(ids), None, 1.0, 1
     else:
         draw = uniform()
         ids, probs, n_kept = _survivors(adjusted, sampling, reach=draw)
@@ -184,6 +190,10 @@ def _ranked(logits: Tensor, n: int) -> Tensor:
         return ids[: int((values > -math.inf).sum())]
     if n <= 0:
         return torch.empty(0, dtype=torch.long)
+    if len(logits) <= SMALL:
+        values, ids = logits.topk(n + 1)
+        if bool((values[1:] < values[:-1]).all()):  # no two are equal
+            return ids[:n]
     height = max(1, min(64, len(logits) // (4 * n)))
     grid = pad(logits, (0, -len(logits) % height), value=-math.inf).view(height, -1)  # id = row * width + column
     peaks = grid.amax(0)

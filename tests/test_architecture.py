@@ -16,13 +16,13 @@ MODULES = {
 }
 HEAVY = {"torch", "safetensors", "tokenizers", "numpy"}
 TENSORS = {
-    *("gptcli.speed", "gptcli.untrained", "gptcli.compiled", "gptcli.linear", "gptcli.quantize"),
-    "gptcli.lookup",
+    *("gptcli.speed", "gptcli.untrained", "gptcli.compiled", "gptcli.few", "gptcli.linear"),
+    *("gptcli.lookup", "gptcli.quantize"),
     *("gptcli.cache", "gptcli.checkpoint", "gptcli.compare", "gptcli.data", "gptcli.generation", "gptcli.lora"),
     *("gptcli.model", "gptcli.optimizer", "gptcli.rope", "gptcli.sample", "gptcli.saves", "gptcli.score"),
     *("gptcli.train", "gptcli.attention", "gptcli.trace", "gptcli.lens", "gptcli.divergence", "gptcli.ledger"),
     *("gptcli.whatif", "gptcli.occlusion", "gptcli.scan", "gptcli.draws", "gptcli.strips", "gptcli.tour.guide"),
-    *("gptcli.batch", "gptcli.certain", "gptcli.rows"),
+    *("gptcli.batch", "gptcli.certain", "gptcli.joining", "gptcli.rows", "gptcli.together"),
 }
 TERMINAL = {"rich", "typer"}
 
@@ -34,10 +34,10 @@ FLOORS = [
     ("configs", "memory", "tokens", "cache", "rope", "rows", "sample", "certain", "linear"),
     ("families", "model", "corpus", "pairs", "paper", "catalogue", "priming"),
     ("layout", "data", "optimizer", "compiled"),
-    ("quantize",),
+    ("quantize", "few"),
     ("checkpoint", "describe", "model_choice", "params", "budget", "speed"),
     ("lookup",),
-    ("generation", "batch", "train", "saves", "score", "lora"),
+    ("generation", "batch", "joining", "together", "train", "saves", "score", "lora"),
     ("compare", "untrained", "attention", "divergence"),
     ("trace",),
     ("lens",),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,10 @@ import torch
 from programs import gptcli
 from zoo import built
 
-from gptcli import Checkpoint, Sampling, compiled, generate, load, prepare, start
+from gptcli import Checkpoint, Request, Sampling, compiled, few, generate, load, prepare, start
 from gptcli.cache import Cache
 from gptcli.strips import Strips
+from gptcli.together import Together
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 
@@ -66,6 +69,31 @@ def test_optimize_without_a_compiler_says_so_in_one_line_and_all_works() -> None
     assert done.stderr.count(b"\n") == 1 and b"no C++ compiler" in done.stderr
 
 
+def assert_same_with_a_few_at_once(checkpoint: Checkpoint) -> None:
+    """`--lookup` and batches take the pass of a few tokens, and no record of any token is another."""
+    found = checkpoint.few_tokens()
+    assert found is not None and found.fits()
+    calls, run = list[str](), found._run
+    found._run = lambda kind, *rest: calls.append(kind) or run(kind, *rest)  # type: ignore[func-returns-value,method-assign]
+    prompt = "The cat sat. The dog ran. " * 6
+    for sampling in (Sampling(temperature=0), Sampling(temperature=0.5)):
+        wishes = {"sampling": sampling, "max_tokens": 60, "seed": 1, "ignore_eos": True}
+        ahead = list(generate(checkpoint, prompt, lookup=True, **wishes))  # type: ignore[arg-type]
+        assert ahead == list(generate(checkpoint, prompt, **wishes))  # type: ignore[arg-type]
+    assert "one" in calls
+    requests = [
+        Request(prompt=prompt[: 9 + 7 * i], sampling=Sampling(), seed=i, max_tokens=9 + i % 5, ignore_eos=True)
+        for i in range(11)
+    ]
+    steps: dict[int, list[int]] = {}
+    for number, step in Together(checkpoint, found, 10).run(iter(enumerate(requests))):
+        steps.setdefault(number, []).append(step.id)
+    for number, request in enumerate(requests):
+        values = {f.name: getattr(request, f.name) for f in fields(request)}
+        assert steps[number] == [step.id for step in generate(checkpoint, **values)]
+    assert "each" in calls
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not compiled.has_compiler(), reason="no C++ compiler")
@@ -74,14 +102,18 @@ def test_optimize_makes_a_pass_with_the_model_s_own_scores_and_texts(bits: str) 
     plain = load(str(WEIGHTS), quantize=bits)
     greedy, drawn = text(plain, temperature=0), text(plain, temperature=0.8)
     done = gptcli(
-        "optimize", "shipped", "--quantize", bits, "--json", env={"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
+        *("optimize", "shipped", "--quantize", bits, "--json"),
+        env={"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]},
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures["largest_difference"] <= (1e-4 if bits == "none" else 0.05) * figures["largest_score"]
     assert Path(figures["file"]).stat().st_mode & 0o077 == 0
+    assert figures["together_per_s"]
     fast = load(str(WEIGHTS), quantize=bits)
     assert fast.one_token() is not None
+    assert_same_with_a_few_at_once(fast)
     if bits == "none":
         assert text(fast, temperature=0) == greedy and text(fast, temperature=0.8) == drawn
         long = [s.id for s in generate(fast, "The", sampling=Sampling(temperature=0), max_tokens=-1, ignore_eos=True)]
@@ -90,30 +122,53 @@ def test_optimize_makes_a_pass_with_the_model_s_own_scores_and_texts(bits: str) 
         copied = generate(fast, begun, sampling=Sampling(temperature=0), max_tokens=60)
         assert [s.id for s in copied] == greedy
         assert strips(fast) == [pytest.approx(row, abs=1e-3) for row in strips(plain)]
+        held = fast.few_tokens()
         fast.decoder.embed.weight = torch.nn.Parameter(fast.decoder.embed.weight * 2, requires_grad=False)
         plain.decoder.embed.weight = torch.nn.Parameter(plain.decoder.embed.weight * 2, requires_grad=False)
         assert text(fast, temperature=0) == text(plain, temperature=0)  # the weights as they are now
         assert fast.one_token() is not None and plain.one_token() is None
+        assert held is not None and not held.fits() and fast.few_tokens() is not held
+        assert_same_with_a_few_at_once(fast)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not compiled.has_compiler(), reason="no C++ compiler")
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gptj", "olmo2"])
-def test_the_families_pieces_come_out_of_the_compiler_as_they_went_in(name: str, zoo_root: Path) -> None:
+@pytest.mark.parametrize("name", ["llama-bfloat16", "gemma2", "gptj", "olmo2-bfloat16"])
+def test_the_families_pieces_come_out_of_the_compiler_as_they_went_in(
+    name: str, zoo_root: Path, tmp_path: Path
+) -> None:
     """Shared keys, soft caps, windows, parallel blocks, norms behind: scores and states beside the decoder's own."""
-    decoder = load(str(built(name, zoo_root)[0])).decoder
+    name, _, kind = name.partition("-")
+    folder = built(name, zoo_root)[0]
+    if name == "gemma2":  # with room for a few tokens in its windows, and for a text that outgrows these
+        folder = shutil.copytree(folder, tmp_path / name)
+        values = json.loads((folder / "config.json").read_text())
+        values |= {"sliding_window": 24, "max_position_embeddings": 200}
+        (folder / "config.json").write_text(json.dumps(values))
+    decoder = load(str(folder), dtype=kind or "float32").decoder
+    assert few.takes(decoder)
     compiled.make(decoder)
+    few.make(decoder)
     one = compiled.find(decoder)
     assert one is not None
-    n, dtype = min(40, decoder.config.n_ctx), decoder.embed.weight.dtype
-    caches = [Cache(decoder.config, n, dtype=dtype) for _ in range(2)]
+    several = few.find(decoder)
+    assert several is not None
+    ids = [3, 1, 4, 1, 5, 9, 2, 6]
+    assert few.same(decoder, one, several, ids)
+    several._weights[1][0] = several._weights[1][0] * (1 + 2**-7)
+    assert not few.same(decoder, one, several, ids)
+    exact = load(str(folder)).decoder  # the same numbers in float32: the compiled stream is float32 as well
+    for ours, theirs in zip(exact.parameters(), decoder.parameters(), strict=True):
+        ours.data.copy_(theirs.data)
+    n, error = min(40, decoder.config.n_ctx), 1e-5 if not kind else 0.03  # keys and values are kept in bfloat16
+    caches = [Cache(d.config, n, dtype=d.embed.weight.dtype) for d in (exact, decoder)]
     with torch.inference_mode():
-        for cache in caches:
-            decoder.stream(torch.tensor([[3, 1]]), cache)
+        for d, cache in zip((exact, decoder), caches, strict=True):
+            d.stream(torch.tensor([[3, 1]]), cache)
         for id in range(5, 3 + n):
-            tape = Strips(decoder)
-            ours = decoder.readout(decoder.stream(torch.tensor([[id]]), caches[0], tape))[0, -1]
+            tape = Strips(exact)
+            ours = exact.readout(exact.stream(torch.tensor([[id]]), caches[0], tape))[0, -1]
             scores, states = one(id, caches[1])
-            assert (scores - ours).abs().max() <= 1e-5 * ours.abs().max().clamp(min=1)
-            assert (states - tape.states).abs().max() <= 1e-5 * tape.states.abs().max()
+            assert (scores - ours).abs().max() <= error * ours.abs().max().clamp(min=1)
+            assert (states - tape.states).abs().max() <= error * tape.states.abs().max()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import zoo
 
 from gptcli import Checkpoint, Sampling, UsageError, generate, load, lookup, prepare, start
 from gptcli.cache import Cache
+from gptcli.linear import FEW
 from gptcli.lookup import LONG, MOST, Lookup, Repeats, firm
 from gptcli.model import Decoder
 from gptcli.sample import choose, rng
@@ -60,7 +62,7 @@ class Foresight(Repeats):
     text: tuple[int, ...] = ()
     wrong = 13
 
-    def proposal(self, most: int) -> list[int]:
+    def proposal(self, most: int, least: int = 1) -> list[int]:
         n = len(self.ids)
         found = list(self.text[n : n + min(most, 1 + n % MOST)])
         return [id if (n + i) % self.wrong else (id + 1) % 200 for i, id in enumerate(found)]
@@ -242,6 +244,46 @@ def test_a_cache_takes_back_what_it_can_and_says_what_it_cannot() -> None:
         assert (again - model(IDS[:, :90])[:, 71:]).abs().max() < 1e-4
         assert not cache.back_to(WINDOW) and cache.n_seen == 90
         assert WINDOW + SLACK < 80
+
+
+class OneByOne:
+    """The compiled pass of a few tokens as it should be: each gets what it would get alone."""
+
+    def __init__(self, model: Checkpoint) -> None:
+        self.model, self.n = model, 0
+
+    def has_room(self, cache: Cache) -> bool:
+        return 0 < cache.n_seen <= cache.capacity - FEW
+
+    def __call__(self, ids: Sequence[int], cache: Cache) -> torch.Tensor:
+        decoder, self.n = self.model.decoder, self.n + 1
+        assert len(ids) == FEW
+        for keys, layer in zip(
+            cache.layers, decoder.config.layers, strict=True
+        ):  # in a window all of them lie together
+            keys.room(layer.window, FEW)
+            keys.end -= FEW
+        return torch.cat([decoder.readout(decoder.stream(torch.tensor([[id]]), cache))[0].float() for id in ids])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.5)], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("max_tokens", [200, 7, -1])
+def test_where_a_few_tokens_get_the_numbers_of_each_alone_nothing_is_done_twice_in_any_dtype(
+    model: Checkpoint, dtype: str, sampling: Sampling, max_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(str(model.folder), dtype=dtype)
+    prompt = prepare(model, "hello hello", max_tokens=max_tokens)
+    options: dict[str, Any] = {"sampling": sampling, "seed": 4, "max_tokens": max_tokens, "top": 3, "ignore_eos": True}
+    plain = list(generate(model, prompt, **options))
+    Foresight.text = (*prompt.ids, *(step.id for step in plain))
+    few = OneByOne(model)
+    monkeypatch.setattr(lookup, "Repeats", Foresight)
+    monkeypatch.setattr(Checkpoint, "few_tokens", lambda self: few)
+    monkeypatch.setattr(Lookup, "again", lambda *rest: pytest.fail("a choice was doubted"))
+    assert list(generate(model, prompt, lookup=True, **options)) == plain
+    if max_tokens > 100 and not any(layer.rope and layer.rope.kind == "dynamic" for layer in model.config.layers):
+        assert few.n > 5
 
 
 @pytest.mark.parametrize("coarse", [{"dtype": "bfloat16"}, {"quantize": "int8"}])

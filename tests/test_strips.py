@@ -107,7 +107,7 @@ def test_strips_are_read_off_the_compiled_pass_where_there_is_one_and_nothing_is
 
     plain = strips()
     assert not asked
-    checkpoint._found["pass"] = type("Stub", (), {"__call__": staticmethod(one), "fits": lambda self: True})()
+    checkpoint._found["one"] = type("Stub", (), {"__call__": staticmethod(one), "fits": lambda self: True})()
     assert strips() == plain and len(asked) == 5  # the prompt's pass goes over several tokens
     strips(Edits(checkpoint.decoder, [read_place("L1H1")]))
     assert len(asked) == 5  # machine code has no place where something could be changed

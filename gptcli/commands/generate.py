@@ -123,8 +123,11 @@ def generate(
     if not settings["quiet"].value:
         for note in checkpoint.notes:
             say(f"gptcli: note: {note}")
-        if lookup and not exact(checkpoint.decoder):
-            say("gptcli: note: --lookup does nothing here: it keeps a text exact in float32 alone, without --quantize")
+        if lookup and not exact(checkpoint.decoder) and checkpoint.few_tokens() is None:
+            say(
+                "gptcli: note: --lookup does nothing here: without `gptcli optimize` it keeps a text exact in float32 "
+                "alone, without --quantize"
+            )
         if text.endswith(" "):
             say("gptcli: note: the prompt ends with a space; most models write it together with the next word")
     wanted.check(checkpoint.config.n_layer, checkpoint.config.n_head)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
 from gptcli.commands import options as o
 from gptcli.commands.loading import load_chosen
-from gptcli.errors import CheckFailed
+from gptcli.errors import CheckFailed, GptcliError
 from gptcli.memory import human
 from gptcli.render.output import Output, hears, say, tell
 
@@ -35,45 +37,53 @@ def optimize(
 ) -> None:
     """Compile the pass of one token for this machine, once, so that every later answer comes faster.
 
-    It takes half a minute to two minutes and needs a C++ compiler. What is made is code without weights, kept in
-    ~/.cache/gptcli/compiled: good for every checkpoint of the same shape, checked against the model itself, found by
-    itself from then on, and safe to delete. With --quantize it is made for rounded weights.
+    And that of 8 tokens at once, for --lookup and for many texts. It takes a minute to five and needs a C++ compiler.
+    What is made is code without weights, kept in ~/.cache/gptcli/compiled: good for every checkpoint of the same shape,
+    checked against the model itself, found by itself from then on, and safe to delete. With --quantize it is made for
+    rounded weights.
     """
     flags: dict[str, Any] = {"model": model if model_option is None else model_option}
     flags |= {"device": "cpu", "dtype": dtype, "quantize": quantize, "quiet": quiet}
     output = Output()
     checkpoint, settings = load_chosen(flags, revision=revision, allow=allow_config or (), rounded="packed")
-    from gptcli import compiled
-    from gptcli.linear import exact
+    from gptcli import compiled, few
+    from gptcli.linear import FEW, exact
 
     decoder = checkpoint.decoder
     if not compiled.takes(decoder):
         say("gptcli: note: this model's context or window is too short to compile for; it runs as it is")
         return
     found, seconds = None if again else compiled.find(decoder), 0.0
+    several = few.find(decoder) if found else None
     before = compiled.tokens_per_second(decoder, None)
-    if found is None:
+    if found is None or (several is None and few.takes(decoder)):
         if not compiled.has_compiler():
             say("gptcli: note: no C++ compiler here (g++ or clang++), so nothing was compiled; all works without")
             return
-        waiting = hears() and not settings["quiet"].value
-        if waiting:
-            tell("\x1b[2mcompiling, half a minute to two minutes ...\x1b[0m")
-        began = time.perf_counter()
-        try:
-            compiled.make(decoder)
-        finally:
-            if waiting:
-                tell("\r\x1b[K")
+        waits, began = hears() and not settings["quiet"].value, time.perf_counter()
+        if found is None:
+            with _waiting("compiling one token's pass, half a minute to three", waits):
+                compiled.make(decoder)
+        if several is None and few.takes(decoder):
+            try:
+                with _waiting("compiling that of 8 tokens, as long again", waits):
+                    few.make(decoder)
+            except GptcliError as error:
+                say(f"gptcli: note: {error.args[0]}; 8 tokens at once go the usual way")
         seconds = time.perf_counter() - began
-        found = compiled.find(decoder)
+        found, several = compiled.find(decoder), few.find(decoder)
         if found is None:
             raise CheckFailed("what was compiled cannot be loaded here")
     most, largest = compiled.difference(decoder, found, checkpoint.tokenizer.encode(TEXT)[: checkpoint.config.n_ctx])
     if not most <= largest * (EXACT if exact(decoder) else COARSE):
         found.file.unlink(missing_ok=True)
         raise CheckFailed(f"the compiled pass is off by {most:.2g} in scores up to {largest:.3g}; it was removed")
-    after = compiled.tokens_per_second(decoder, found)
+    after, together = compiled.tokens_per_second(decoder, found), None
+    if several and not few.same(decoder, found, several, checkpoint.tokenizer.encode(TEXT)):
+        several.file.unlink(missing_ok=True)
+        say("gptcli: note: the pass of several tokens gives other numbers than that of one here; it was removed")
+    elif several:
+        together = FEW / few.seconds(decoder, several)
     figures = {
         "model": checkpoint.name,
         "dtype": str(checkpoint.dtype).removeprefix("torch."),
@@ -81,6 +91,7 @@ def optimize(
         "compiled_s": round(seconds, 1),
         "tokens_per_s_before": round(before, 1),
         "tokens_per_s": round(after, 1),
+        "together_per_s": together and round(together, 1),
         "largest_difference": most,
         "largest_score": largest,
         "file": str(found.file),
@@ -89,12 +100,28 @@ def optimize(
     output.line(json.dumps(figures, ensure_ascii=False) if as_json else _text(figures))
 
 
+@contextmanager
+def _waiting(what: str, shown: bool) -> Iterator[None]:
+    """A line that says what takes so long, and goes when it is done."""
+    if shown:
+        tell(f"\x1b[2m{what} ...\x1b[0m")
+    try:
+        yield
+    finally:
+        if shown:
+            tell("\r\x1b[K")
+
+
 def _text(f: dict[str, Any]) -> str:
     made = f"compiled in {f['compiled_s']:.0f} s" if f["compiled_s"] else "was compiled before"
+    together, same = "", ""
+    if f["together_per_s"]:
+        together = f"; 8 at once, where they can be, {f['together_per_s']:.0f}"
+        same = ", those of 8 at once to those of one by one to the bit"
     kind = f["dtype"] if f["quantize"] == "none" else f"{f['quantize']}, {f['dtype']}"
     return (
         f"{f['model']} ({kind}) {made}: {f['tokens_per_s_before']:.0f} -> {f['tokens_per_s']:.0f} tokens/s, "
-        f"{f['tokens_per_s'] / f['tokens_per_s_before']:.1f} times as fast\n"
-        f"checked: scores equal to {f['largest_difference']:.1e} of {f['largest_score']:.3g}; "
+        f"{f['tokens_per_s'] / f['tokens_per_s_before']:.1f} times as fast{together}\n"
+        f"checked: scores equal to {f['largest_difference']:.1e} of {f['largest_score']:.3g}{same}; "
         f"kept as {f['file']} ({human(f['bytes'])})"
     )

@@ -1,0 +1,71 @@
+"""Texts that are computed at the same time: how one joins, and which tokens all of them choose."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import fields
+
+from torch import Tensor
+
+from gptcli.certain import certain, plain
+from gptcli.checkpoint import Checkpoint
+from gptcli.generation import Request, Start, Text, generate, prepare, start
+from gptcli.records import Prompt, Step
+from gptcli.sample import Choice, adjust
+
+
+class Joining:
+    """Computes prompts, and the same one after another only once."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._last: tuple[int, Start] | None = None
+
+    def next(
+        self, waiting: Iterator[tuple[int, Request]]
+    ) -> Generator[tuple[int, Step], None, tuple[int, Text, Start] | None]:
+        """The next text that lasts, and its number; None if there is none. Yields the steps that were made for it.
+
+        Texts that end with their first token, or that have to be computed alone, are done then.
+        """
+        for number, request in waiting:
+            begin = self.start(request)
+            text = Text(self.checkpoint, begin.prompt, request)
+            if text.outgrows:
+                yield from self.alone(number, request)
+            elif not text.finish:
+                step = text.take(begin.logits, text.choose(begin.logits, text.draw()))
+                yield number, step
+                if not step.finish:
+                    return number, text, begin
+        return None
+
+    def start(self, request: Request) -> Start:
+        """The request's prompt, computed alone."""
+        prompt, n = request.prompt, request.max_tokens
+        if not isinstance(prompt, Prompt):
+            prompt = prepare(self.checkpoint, prompt, max_tokens=n, overflow=request.overflow)
+        if self._last is None or self._last[0] != n or self._last[1].prompt != prompt:
+            self._last = n, start(self.checkpoint, prompt, max_tokens=n)
+        return self._last[1]
+
+    def alone(self, number: int, request: Request) -> Iterator[tuple[int, Step]]:
+        """All of a text, by itself."""
+        values = {field.name: getattr(request, field.name) for field in fields(request)}
+        for step in generate(self.checkpoint, **values | {"prompt": self.start(request)}):
+            yield number, step
+
+
+def choices_of(
+    texts: Sequence[Text], logits: Tensor, draws: Sequence[float], errors: Sequence[float]
+) -> list[Choice | None]:
+    """The next token of each text, or None where one that is off by its error could lead to another. logits: [n, V]."""
+    adjusted = logits
+    rows = [row for row, text in enumerate(texts) if not plain(text.request.sampling)]
+    if rows:  # with biases and penalties
+        adjusted = logits.clone()
+    for row in rows:
+        text = texts[row]
+        adjusted[row] = adjust(logits[row], text.request.sampling, context=text.ids, generated=text.generated)
+    samplings = [text.request.sampling for text in texts]
+    return certain(logits, adjusted[:, : texts[0].checkpoint.n_tokens], samplings, draws, errors)

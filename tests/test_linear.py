@@ -1,0 +1,82 @@
+"""Products in a dtype that the processor has no instructions for are made in float32, and are as right or more so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from zoo import built
+
+from gptcli import linear, load
+from gptcli.linear import FEW, Int8, in_float32
+
+
+@pytest.fixture
+def without_instructions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """As on a processor that has none; the sizes of the matrices that were made float32."""
+    found, real = list[int](), linear.in_float32
+
+    def counted(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        found.append(weight.numel())
+        return real(x, weight, bias)
+
+    monkeypatch.setattr(linear, "emulated", lambda dtype, device: dtype != torch.float32)
+    monkeypatch.setattr(linear, "in_float32", counted)
+    return found
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 2**22])
+def test_part_by_part_is_the_whole(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "AT_ONCE", at_once)
+    g = torch.Generator().manual_seed(0)
+    x, w, b = (torch.randn(shape, generator=g).bfloat16() for shape in ((2, 9, 40), (37, 40), (37,)))
+    exact = (x.double() @ w.double().T + b.double()).bfloat16()
+    found = in_float32(x, w, b)
+    assert found.shape == (2, 9, 37) and found.dtype == torch.bfloat16
+    assert (found.double() - exact.double()).abs().max() <= 2**-7 * exact.abs().max()
+    assert torch.equal(in_float32(x, w), in_float32(x.flatten(0, 1), w).view(2, 9, 37))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_neo"])
+def test_scores_in_bfloat16_are_no_farther_from_the_exact_ones(
+    name: str, zoo_root: Path, without_instructions: list[int]
+) -> None:
+    folder = str(built(name, zoo_root)[0])
+    exact, rounded = load(folder), load(folder, dtype="bfloat16")
+    for parameter, other in zip(exact.decoder.parameters(), rounded.decoder.parameters(), strict=True):
+        parameter.data.copy_(other.data)  # the same numbers, so that only what is computed from them differs
+    ids = torch.randint(0, exact.config.n_vocab, (1, 3 * FEW), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        want, with_it = exact.decoder(ids), rounded.decoder(ids).float()
+        assert without_instructions
+        without_instructions.clear()
+        few = rounded.decoder(ids[:, : FEW - 1]).float()
+        assert not without_instructions  # few rows are as fast as they are
+        assert (few - want[:, : FEW - 1]).abs().max() < 0.1 * want.abs().max()
+        linear.emulated = lambda dtype, device: False  # type: ignore[assignment]
+        without = rounded.decoder(ids).float()
+    off, usual = ((found - want).square().mean().sqrt() for found in (with_it, without))
+    assert off < 1.1 * usual
+
+
+def test_only_dtypes_of_16_bits_are_asked_about() -> None:
+    assert not any(linear.emulated(dtype, "cpu") for dtype in (torch.float32, torch.float64))
+    assert not any(linear.emulated(dtype, "cuda") for dtype in (torch.bfloat16, torch.float16))
+    assert {linear.emulated(dtype, "cpu") for dtype in (torch.bfloat16, torch.float16)} <= {True, False}
+
+
+def test_training_keeps_the_product_that_has_a_gradient(without_instructions: list[int]) -> None:
+    x, w = torch.randn(9, 4).bfloat16(), torch.randn(3, 4).bfloat16().requires_grad_()
+    linear.linear(x, w).float().sum().backward()
+    assert w.grad is not None and not without_instructions
+
+
+def test_whole_numbers_of_8_bits_take_the_same_way(without_instructions: list[int]) -> None:
+    g = torch.Generator().manual_seed(2)
+    matrix = Int8.of(torch.randn(24, 16, generator=g), None)
+    x = torch.randn(3 * FEW, 16, generator=g).bfloat16()
+    with torch.inference_mode():
+        found = matrix(x)
+    want = x.float() @ matrix.whole().T
+    assert without_instructions == [24 * 16] and (found - want).abs().max() <= 2**-6 * want.abs().max()
