@@ -24,6 +24,7 @@ from gptcli.checkpoint import Checkpoint
 from gptcli.errors import OutOfMemory
 from gptcli.generation import Request, Text
 from gptcli.joining import Joining, choices_of
+from gptcli.linear import FEW
 from gptcli.memory import check_fits
 from gptcli.records import Prompt, Step
 from gptcli.rows import Rows
@@ -32,6 +33,7 @@ from gptcli.sampling import Sampling
 from gptcli.together import Together
 
 WITNESSED = 4  # tokens of the first text that are computed alone too
+SMALL = 30_000_000  # numbers of a model whose time goes into other things than products, where FEW rows are enough
 LIKELY = 64  # tokens of a row that are likely, when it is asked how far these moved against each other
 SAFETY = 8  # how many times the largest difference ever seen is allowed for
 LEAST = 2.0**-20  # of the largest logit, in float32: allowed for even where nothing was seen
@@ -43,15 +45,18 @@ def generate_batch(
     """Yields (number of the request, its next step), in the order of the steps; up to `batch` texts run at a time.
 
     Each text is what `generate` makes of the same request. Requests are read as rows get free; neighbours with the same
-    prompt have it computed once. With weights of fewer bits than float32 near-ties are everywhere, so it takes the
-    compiled pass of a few tokens there (together.py), and where that is not made each text runs alone, one after
-    another; so does one that outgrows its rotary frequencies. Raises UsageError, OutOfMemory.
+    prompt have it computed once. Where the compiled pass of a few tokens is made, texts go through that (together.py),
+    but for many texts of a large model in float32. Without it, and with weights of fewer bits, where near-ties are
+    everywhere, each text runs alone, one after another; so does one that outgrows its rotary frequencies.
+    Raises UsageError, OutOfMemory.
     """
     waiting, exact = enumerate(requests), exact_enough(checkpoint)
-    few = None if exact or batch == 1 else checkpoint.few_tokens()
+    few = checkpoint.few_tokens() if batch > 1 else None
     first = list(islice(waiting, batch)) if batch > 1 and (few or exact) else []
     n_rows = _that_fit(checkpoint, [request for _, request in first]) if first else 1
     every = chain(first, waiting)
+    if exact and n_rows > FEW and checkpoint.config.n_params() > SMALL:
+        few = None
     if n_rows > 1:
         yield from (Together(checkpoint, few, n_rows) if few else _Batch(checkpoint, n_rows)).run(every)
         return

@@ -88,12 +88,18 @@ def test_one_prompt_is_computed_once_and_its_cache_is_everybody_s_own(
 
 
 @gpt2
-def test_in_float32_batches_keep_their_own_way_and_alone_is_alone(few: EachAlone) -> None:
+def test_in_float32_many_texts_of_a_large_model_keep_their_own_way_and_alone_is_alone(
+    few: EachAlone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     exact = load(str(few.model.folder))
-    assert_as_alone(exact, ragged(9), batch=4)
+    monkeypatch.setattr(module, "SMALL", 0)
+    assert_as_alone(exact, ragged(20), batch=12)
     together(few.model, [Request(prompt="hello", max_tokens=5)])
     together(few.model, ragged(5), batch=1)
     assert few.n == 0
+    few.model = exact
+    assert_as_alone(exact, ragged(20), batch=8, within=1e-5)
+    assert few.n > 3
 
 
 @gpt2
