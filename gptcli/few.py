@@ -178,7 +178,6 @@ def make(decoder: Decoder) -> Path:
     *layers, end = _parts(decoder)
     wanted: dict[str, tuple[nn.Module, tuple[Any, ...], Any]] = {"end": (end, (x,), (None,))}
     blocks = [block for block in decoder.blocks if isinstance(block, Block)]
-    blocks = [block for block in decoder.blocks if isinstance(block, Block)]
     for i, (module, block, layer, keys) in enumerate(zip(layers, blocks, c.layers, cache.layers, strict=True)):
         no_turns = [(None, None) for _ in turns]
         seen = Dim("seen", min=FEW + 1, max=layer.window + FEW - 1 if layer.window else c.n_ctx)
@@ -203,14 +202,32 @@ def make(decoder: Decoder) -> Path:
 
 @torch.inference_mode()
 def same(decoder: Decoder, one: Pass, few: FewTokens, ids: Sequence[int]) -> bool:
-    """Whether a text gives the same scores, and leaves the same behind, through either pass, to the last bit.
+    """Whether texts get the same scores, and leave the same behind, through either pass, to the last bit.
 
-    Tried at its beginning, from each of FEW places on, and where it grows longer than a window. ids: some tokens.
+    Tried after each of the first FEW tokens, and where a text grows longer than a window. ids: some tokens.
     """
     windows = {layer.window for layer in decoder.config.layers if layer.window}
-    firsts = [*range(1, FEW + 1), *(window - FEW // 2 for window in sorted(windows))]
-    n_ctx = decoder.config.n_ctx
-    return all(_same_from(decoder, one, few, ids, first) for first in firsts if first + 2 * FEW <= n_ctx)
+    most = decoder.config.n_ctx - 2 * FEW
+    firsts = [min(n, most) for n in (*range(1, FEW + 1), *(window - FEW // 2 for window in sorted(windows)))]
+    return _same_of_texts(decoder, one, few, ids, firsts[-FEW:]) and all(
+        _same_from(decoder, one, few, ids, first) for first in dict.fromkeys(firsts)
+    )
+
+
+def _same_of_texts(decoder: Decoder, one: Pass, few: FewTokens, ids: Sequence[int], firsts: Sequence[int]) -> bool:
+    """Of FEW texts, after so many tokens of each."""
+    dtype, n = decoder.embed.weight.dtype, max(firsts) + FEW
+    ids = [ids[i % len(ids)] for i in range(n + FEW)]
+    alone, together = ([Cache(decoder.config, n, dtype=dtype) for _ in firsts] for _ in range(2))
+    for i, first in enumerate(firsts):
+        for cache in (alone[i], together[i]):
+            decoder.stream(torch.tensor([ids[i : i + first]]), cache)
+    for step in range(FEW):
+        new = [ids[i + first + step] for i, first in enumerate(firsts)]
+        scores = torch.stack([one(id, cache)[0] for id, cache in zip(new, alone, strict=True)])
+        if not torch.equal(scores, few.of_texts(new, together)):
+            return False
+    return True
 
 
 def _same_from(decoder: Decoder, one: Pass, few: FewTokens, ids: Sequence[int], first: int) -> bool:
