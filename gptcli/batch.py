@@ -24,7 +24,7 @@ from gptcli.checkpoint import Checkpoint
 from gptcli.errors import OutOfMemory
 from gptcli.generation import Request, Text
 from gptcli.joining import Joining, choices_of
-from gptcli.linear import FEW
+from gptcli.linear import FEW, exact
 from gptcli.memory import check_fits
 from gptcli.records import Prompt, Step
 from gptcli.rows import Rows
@@ -50,12 +50,12 @@ def generate_batch(
     everywhere, each text runs alone, one after another; so does one that outgrows its rotary frequencies.
     Raises UsageError, OutOfMemory.
     """
-    waiting, exact = enumerate(requests), exact_enough(checkpoint)
+    waiting, is_exact = enumerate(requests), exact(checkpoint.decoder)
     few = checkpoint.few_tokens() if batch > 1 else None
-    first = list(islice(waiting, batch)) if batch > 1 and (few or exact) else []
+    first = list(islice(waiting, batch)) if batch > 1 and (few or is_exact) else []
     n_rows = _that_fit(checkpoint, [request for _, request in first]) if first else 1
     every = chain(first, waiting)
-    if exact and n_rows > FEW and checkpoint.config.n_params() > SMALL:
+    if is_exact and n_rows > FEW and checkpoint.config.n_params() > SMALL:
         few = None
     if n_rows > 1:
         yield from (Together(checkpoint, few, n_rows) if few else _Batch(checkpoint, n_rows)).run(every)
@@ -85,11 +85,6 @@ class InOrder:
             if step.finish:
                 del self._waiting[number]
                 return
-
-
-def exact_enough(checkpoint: Checkpoint) -> bool:
-    """Whether all is float32: in fewer bits, another order of adding makes another token of every near-tie."""
-    return all(t.dtype == torch.float32 for t in checkpoint.decoder.state_dict().values())
 
 
 def _that_fit(checkpoint: Checkpoint, requests: list[Request]) -> int:

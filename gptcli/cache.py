@@ -108,6 +108,13 @@ class Cache:
         twin = copy.copy(self)
         twin.angles = dict(self.angles)
         twin.layers = [copy.copy(keys) for keys in self.layers]
-        for keys in twin.layers:
-            keys.k, keys.v = keys.k.clone(), keys.v.clone()
+        for keys in twin.layers:  # what is not filled yet is not touched: a context may be long, and a text short
+            keys.k, keys.v = (_copied(t, keys.end) for t in (keys.k, keys.v))
         return twin
+
+
+def _copied(t: Tensor, end: int) -> Tensor:
+    """The first rows in a buffer of the same layout."""
+    twin = torch.empty_like(t)
+    twin[:, :, :end] = t[:, :, :end]
+    return twin

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -62,19 +62,20 @@ class Checkpoint:
 
     def one_token(self) -> Pass | None:
         """The compiled pass of one token, where `gptcli optimize` has made it, with the weights as they are now."""
-        held = self._found.get("one")
-        if "one" not in self._found or (held and not held.fits()):
-            self._found["one"] = find(self.decoder)
-        return self._found["one"]  # type: ignore[no-any-return]
+        found: Pass | None = self._with_these_weights("one", find)
+        return found
 
     def few_tokens(self) -> FewTokens | None:
         """The same of a few tokens, which gives each the numbers that the pass of one gives it."""
-        if self.one_token() is None:
-            return None
-        held = self._found.get("few")
-        if "few" not in self._found or (held and not held.fits()):
-            self._found["few"] = find_few(self.decoder)
-        return self._found["few"]  # type: ignore[no-any-return]
+        found: FewTokens | None = self._with_these_weights("few", find_few) if self.one_token() else None
+        return found
+
+    def _with_these_weights(self, name: str, find: Callable[[Decoder], Any]) -> Any:
+        """A compiled pass, looked for once, and again when the decoder has got other weights."""
+        held = self._found.get(name)
+        if name not in self._found or (held and not held.fits()):
+            self._found[name] = find(self.decoder)
+        return self._found[name]
 
     @property
     def dtype(self) -> torch.dtype:

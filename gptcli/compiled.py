@@ -18,10 +18,10 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from gptcli.user_cache import is_ours, user_cache, written
 
 SOURCES = ("model.py", "linear.py", "rope.py", "cache.py", "compiled.py", "few.py")
 FORMAT = 3
+T = TypeVar("T")
 CONSTANT = re.compile(r"constant\d+")
 GROUPS = torch.tensor(GROUP)  # inductor makes the one number that the 4-bit kernel is called with a constant
 OPTIONS = {
@@ -128,9 +129,13 @@ def find(decoder: Decoder) -> Pass | None:
     """The compiled pass, if `make` has made it on this machine; one that does not load counts as none."""
     if not user_cache("compiled").is_dir() or not takes(decoder):
         return None
-    file = place(decoder)
+    return opened(Pass, decoder, place(decoder))
+
+
+def opened(kind: Callable[[Decoder, Path], T], decoder: Decoder, file: Path) -> T | None:
+    """The pass that a file holds; None if it is not there, not ours, or does not load."""
     try:
-        return Pass(decoder, file) if is_ours(file) else None
+        return kind(decoder, file) if is_ours(file) else None
     except (OSError, RuntimeError, KeyError):
         return None
 

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.cache import SLACK, Cache
-from gptcli.compiled import CONSTANT, GROUPS, OPTIONS, Pass, Seen, compiling, key, loader
+from gptcli.compiled import CONSTANT, GROUPS, OPTIONS, Pass, Seen, compiling, key, loader, opened
 from gptcli.linear import FEW
 from gptcli.model import Block, Decoder
-from gptcli.user_cache import is_ours, user_cache, written
+from gptcli.user_cache import user_cache, written
 
 assert FEW <= SLACK
 
@@ -155,11 +155,7 @@ class FewTokens:
 
 def find(decoder: Decoder) -> FewTokens | None:
     """The compiled pass, if `make` has made it on this machine; one that does not load counts as none."""
-    file = place(decoder)
-    try:
-        return FewTokens(decoder, file) if is_ours(file) else None
-    except (OSError, RuntimeError, KeyError):
-        return None
+    return opened(FewTokens, decoder, place(decoder))
 
 
 @torch.no_grad()
@@ -178,16 +174,17 @@ def make(decoder: Decoder) -> Path:
     *layers, end = _parts(decoder)
     wanted: dict[str, tuple[nn.Module, tuple[Any, ...], Any]] = {"end": (end, (x,), (None,))}
     blocks = [block for block in decoder.blocks if isinstance(block, Block)]
+    ones, eaches = _names(decoder), _names(decoder, "each")
     for i, (module, block, layer, keys) in enumerate(zip(layers, blocks, c.layers, cache.layers, strict=True)):
         no_turns = [(None, None) for _ in turns]
         seen = Dim("seen", min=FEW + 1, max=layer.window + FEW - 1 if layer.window else c.n_ctx)
         given: tuple[Any, ...] = (x, turns, *keys.room(layer.window, FEW))
-        wanted.setdefault(_names(decoder)[i], (module, given, (None, no_turns, {2: seen}, {2: seen})))
+        wanted.setdefault(ones[i], (module, given, (None, no_turns, {2: seen}, {2: seen})))
         dims = [Dim(f"seen{i}", min=2, max=c.n_ctx) for i in range(FEW)]
         k, v = copy.copy(keys).room(layer.window)
         given = x, turns, [(k.clone(), v.clone()) for _ in dims]  # clones are laid out as what they are clones of
         shapes = None, no_turns, [({2: dim}, {2: dim}) for dim in dims]
-        wanted.setdefault(_names(decoder, "each")[i], (_LayerOfTexts(block, decoder), given, shapes))
+        wanted.setdefault(eaches[i], (_LayerOfTexts(block, decoder), given, shapes))
     with written(target) as made, compiling():
         files: dict[str, Any] = {}
         for name, (module, inputs, shapes) in wanted.items():

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 GROUP = 32  # weights of a row that share a scale, in 4 bits
-FEW = 8  # rows up to which 8 bits are multiplied as they lie; more are worth a matrix in the dtype of x
+FEW = 8  # rows of the compiled pass of a few tokens; up to so many, a matrix is multiplied as it lies
 AT_ONCE = 2**22  # numbers of a matrix that are made float32 at a time, 16 MiB
 PARTS, FITS = (1.0, 0.95, 0.9, 0.85, 0.8), 4  # what rounding to 4 bits tries
 TINY = 1e-30  # a scale is never 0

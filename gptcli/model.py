@@ -24,7 +24,7 @@ from gptcli.linear import Linear, few_rows, linear, slow, spelled, stored
 from gptcli.rope import angles, turn
 from gptcli.rows import RowKeys, Rows
 
-Seen = Tensor | list[Tensor]
+OfEach = Tensor | list[Tensor]  # the same for all new tokens, or one of each
 Angles = dict[Rope, tuple[Tensor, Tensor]]  # cos and sin of the positions in use, each [positions, dim]
 
 
@@ -158,7 +158,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, s
     return scores.float().softmax(-1).to(v.dtype) @ v
 
 
-def look_back(q: Tensor, k: Seen, v: Seen, window: int | None, scale: float, softcap: float | None) -> Tensor:
+def look_back(q: Tensor, k: OfEach, v: OfEach, window: int | None, scale: float, softcap: float | None) -> Tensor:
     """The same for few tokens on their way through the compiler, spelled out, each as if it came alone.
 
     q: [1, H, T, D]; k, v: [1, K, S, D], the T own ones last; or of each token what it sees, if they are of T texts.

@@ -74,16 +74,14 @@ class Together:
         for each in some:
             if each.text.slide():
                 each.cache.clear()
-        begun = [each for each in some if each.cache.n_seen]
-        found = dict[int, Tensor]()
-        if len(begun) >= WORTH:
-            found = dict(zip(map(id, begun), self._pass(begun), strict=True))
-        for each in some:
-            if id(each) not in found:
-                found[id(each)] = each.text.logits(each.cache)
-            elif not finite(found[id(each)]):
-                found[id(each)], each.cache = each.text.alone()  # which says where they were lost
-        return [found[id(each)] for each in some]
+        if len(some) < WORTH or not all(each.cache.n_seen for each in some):
+            return [each.text.logits(each.cache) for each in some]
+        rows = self._pass(some)
+        found = list(rows)
+        for i, each in enumerate(some if not finite(rows) else ()):
+            if not finite(rows[i]):
+                found[i], each.cache = each.text.alone()  # which says where they were lost
+        return found
 
     @torch.inference_mode()
     def _pass(self, some: Sequence[_Running]) -> Tensor:

@@ -14,7 +14,7 @@ from gptcli import Checkpoint, GptcliError, Sampling, load
 from gptcli import batch as module
 from gptcli.cache import Cache
 from gptcli.generation import Request
-from gptcli.linear import FEW
+from gptcli.linear import FEW, exact
 
 FAMILIES = ("gpt2", "gpt_neo", "mistral", "gemma2-capped-hard", "qwen3-slides", "llama-dynamic", "phi3-longrope")
 
@@ -91,14 +91,14 @@ def test_one_prompt_is_computed_once_and_its_cache_is_everybody_s_own(
 def test_in_float32_many_texts_of_a_large_model_keep_their_own_way_and_alone_is_alone(
     few: EachAlone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact = load(str(few.model.folder))
+    model = load(str(few.model.folder))
     monkeypatch.setattr(module, "SMALL", 0)
-    assert_as_alone(exact, ragged(20), batch=12)
+    assert_as_alone(model, ragged(20), batch=12)
     together(few.model, [Request(prompt="hello", max_tokens=5)])
     together(few.model, ragged(5), batch=1)
     assert few.n == 0
-    few.model = exact
-    assert_as_alone(exact, ragged(20), batch=8, within=1e-5)
+    few.model = model
+    assert_as_alone(model, ragged(20), batch=8, within=1e-5)
     assert few.n > 3
 
 
@@ -136,5 +136,5 @@ def test_a_model_whose_scores_have_a_few_bits_runs_many_only_with_that_pass(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model = load(str(zoo.built("gpt2", zoo_root)[0]), dtype="bfloat16")
-    assert model.few_tokens() is None and not module.exact_enough(model)
+    assert model.few_tokens() is None and not exact(model.decoder)
     assert_as_alone(model, ragged(6), within=1e-5)
