@@ -12,16 +12,31 @@ from gptcli.config import Layer
 
 
 @torch.inference_mode()
-def pattern(q: Tensor, k: Tensor, layer: Layer, softcap: float | None) -> Tensor:
+def pattern(q: Tensor, k: Tensor, layer: Layer, softcap: float | None, cut: Tensor | None = None) -> Tensor:
     """softmax(scale q.k) over what is visible. q: [H, T, D]; k: [K, T, D]. Returns [H, T, T], rows sum to 1.
 
-    Computed in float32 or wider, whatever the dtype of the model.
+    Computed in float32 or wider, whatever the dtype of the model. cut: looks that were forbidden, [H, T, T], bool.
     """
     q, k = (t if t.dtype == torch.float64 else t.float() for t in (q, k))
     scores = q @ shared(k, q.shape[0]).transpose(-1, -2) * layer.scale  # [H, T, T]
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    return scores.masked_fill(~seen(q.shape[1], layer.window, q.device), float("-inf")).softmax(-1)
+    sees = seen(q.shape[1], layer.window, q.device)
+    return scores.masked_fill(~sees if cut is None else ~sees | cut, float("-inf")).softmax(-1)
+
+
+@torch.inference_mode()
+def gather(q: Tensor, k: Tensor, v: Tensor, sees: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """What heads gather of the keys they see; nothing, where they see none. In float32 or wider.
+
+    q: [H, T, D]; k, v: [H, S, D]; sees: [H, T, S], bool. Returns [H, T, D].
+    """
+    q, k, v = (t if t.dtype == torch.float64 else t.float() for t in (q, k, v))
+    scores = q @ k.transpose(-1, -2) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    weights = scores.masked_fill(~sees, float("-inf")).softmax(-1)
+    return weights.masked_fill(~sees.any(-1, keepdim=True), 0) @ v
 
 
 def shared(k: Tensor, n_head: int) -> Tensor:

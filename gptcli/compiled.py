@@ -32,7 +32,7 @@ from gptcli.linear import GROUP
 from gptcli.model import Decoder
 from gptcli.user_cache import is_ours, user_cache, written
 
-SOURCES = ("model.py", "linear.py", "rope.py", "cache.py", "compiled.py", "few.py")
+SOURCES = ("model.py", "linear.py", "rope.py", "cache.py", "compiled.py", "few.py", "config.py", "quantize.py")
 FORMAT = 3
 T = TypeVar("T")
 CONSTANT = re.compile(r"constant\d+")
@@ -211,12 +211,12 @@ def difference(decoder: Decoder, one: Pass, ids: Sequence[int]) -> tuple[float, 
     caches = [Cache(decoder.config, len(ids), dtype=decoder.embed.weight.dtype) for _ in range(2)]
     for cache in caches:
         decoder.stream(torch.tensor([ids[:1]]), cache)
-    most = largest = 0.0
+    apart, sizes = list[Tensor](), list[Tensor]()
     for id in ids[1:]:
         ours = decoder.readout(decoder.stream(torch.tensor([[id]]), caches[0]))[0, -1].float()
-        most = max(most, float((one(id, caches[1])[0] - ours).abs().max()))
-        largest = max(largest, float(ours.abs().max()))
-    return most, largest
+        apart.append((one(id, caches[1])[0] - ours).abs().max())
+        sizes.append(ours.abs().max())
+    return float(torch.stack(apart).max()), float(torch.stack(sizes).max())  # Python's max would lose a NaN
 
 
 @torch.inference_mode()
@@ -247,6 +247,7 @@ def key(decoder: Decoder) -> str:
         torch.get_num_threads(),
         _processor(),
         decoder.config,
+        decoder.config.layers,  # which the config leaves out of its repr
         list(_kinds(decoder)),
     ):
         digest.update(repr(part).encode() + b"\0")

@@ -6,6 +6,7 @@ Defaults are those of the family's own class in transformers, which is what a mi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from gptcli.config import Config, Layer, Rope
@@ -59,17 +60,18 @@ def gpt_neo(c: Reader) -> Config:
     sizes, n_layer, window = _sizes(c, wider=4), c.n_layer(), c.integer("window_size", 256)
     types, kinds = c.get("attention_types"), c.get("attention_layers")
     if types is not None or kinds is None:
-        kinds = _expand([[["global", "local"], 12]] if types is None else types)
+        kinds = _expand([[["global", "local"], 12]] if types is None else types, n_layer + 1)
     if not isinstance(kinds, list) or len(kinds) != n_layer or any(kind not in ("global", "local") for kind in kinds):
         raise BadCheckpoint(f"{c.where}: 'attention_types' must say global or local for each of {n_layer} layers")
     layers = [Layer(window=window if kind == "local" else None) for kind in kinds]
     return _gpt(c, sizes, layers, learned_positions=True, act=c.act("gelu_new"), out_bias=True)
 
 
-def _expand(types: Any) -> list[Any]:
-    """[[["global", "local"], 6]] -> twelve entries; anything else -> none, which no config accepts."""
+def _expand(types: Any, most: int) -> list[Any]:
+    """[[["global", "local"], 6]] -> twelve entries, or the first `most`; anything else -> none, which nothing takes."""
     try:
-        return [kind for kinds, times in types for _ in range(min(int(times), 10_000)) for kind in kinds]
+        every = (kind for kinds, times in types for _ in range(min(int(times), 10_000)) for kind in kinds)
+        return list(islice(every, most))
     except (TypeError, ValueError):
         return []
 

@@ -172,6 +172,7 @@ def read_tokenizer(path: Path) -> Library:
         raise NotFound(f"there is no tokenizer at {path}")
     Tokenizer(read_object(file, limit=128 << 20), {}, n_vocab=None, where=file.name)
     library = Library.from_file(str(file))
+    _plainly(library)
     if library.token_to_id(END) is None:
         library.add_special_tokens([END])
     return library
@@ -243,12 +244,20 @@ def write_tokens(
     return tokens
 
 
+def _plainly(library: Library) -> None:
+    """Texts as they are: nothing cut off, nothing filled up, no merges left out by chance."""
+    library.no_truncation()
+    library.no_padding()
+    if getattr(library.model, "dropout", None) is not None:
+        library.model.dropout = None
+
+
 def encoder(tokenizer: Path) -> tuple[Callable[[list[str]], list[list[int]]], str]:
     """The function that turns texts into ids, many at a time, and the sha256 of the tokenizer's file."""
     from tokenizers import Tokenizer
 
     library = Tokenizer.from_file(str(tokenizer))
-    library.no_truncation()
+    _plainly(library)
 
     def encode(texts: list[str]) -> list[list[int]]:
         return [e.ids for e in library.encode_batch_fast(texts, add_special_tokens=False)]

@@ -145,4 +145,4 @@ def padded(rows: Sequence[Encoded]) -> Batch:
 
 
 def _rng(seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)

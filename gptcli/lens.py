@@ -173,11 +173,12 @@ def _read_chunk(
 @torch.inference_mode()
 def disagreement(decoder: Decoder, seen: Tensor, true: Tensor) -> float:
     """How far the lens of one state is from the decoder's own logits, in units of the largest. Both [T, C]."""
-    end, worst, largest = end_of(decoder), 0.0, 0.0
+    end, apart, sizes = end_of(decoder), list[Tensor](), list[Tensor]()
     for a, b in zip(*(_in_chunks(x, decoder) for x in (seen, true)), strict=True):
         theirs = decoder.readout(b).float()
-        worst = max(worst, float((scores(end, a) - theirs).abs().max()))
-        largest = max(largest, float(theirs.abs().max()))
+        apart.append((scores(end, a) - theirs).abs().max())
+        sizes.append(theirs.abs().max())
+    worst, largest = (float(torch.stack(found).max()) for found in (apart, sizes))  # Python's max would lose a NaN
     return worst / largest if largest else worst
 
 

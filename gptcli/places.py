@@ -1,4 +1,7 @@
-"""Places in a decoder that can be switched off or exchanged, as people write them: L9H4, L7.mlp, L7.attn, L3."""
+"""Places in a decoder that can be switched off or exchanged, as people write them: L9H4, L7.mlp, L7.attn, L3.
+
+And looks from one token to another, which can be forbidden: L9H4:7/2, at token 7 without token 2.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Literal
 from gptcli.errors import UsageError
 
 _PLACE = re.compile(r"L(\d{1,6})(?:H(\d{1,6})|\.(attn|mlp))?", re.IGNORECASE)
+_LOOK = re.compile(r"(?P<place>[^:]*):(?P<position>[+-]?\d{1,9})?/(?P<source>[+-]?\d{1,9})")
 _PATCH = re.compile(r"(?P<text>.*)@(?P<place>L[^:@]+?)(?::(?P<position>[+-]?\d{1,9}))?", re.IGNORECASE | re.DOTALL)
 
 
@@ -24,6 +28,18 @@ class Place:
         if self.part == "head":
             return f"L{self.layer}H{self.head}"
         return f"L{self.layer}" if self.part == "layer" else f"L{self.layer}.{self.part}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """From one token back to another, by a head or by all of a layer's. Negative positions count from the end."""
+
+    place: Place  # a head, or an attention
+    position: int | None  # who looks; None: every token that comes after the other
+    source: int  # who is looked at
+
+    def __str__(self) -> str:
+        return f"{self.place}:{'' if self.position is None else self.position}/{self.source}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,12 +60,24 @@ def read_place(text: str, *, option: str = "--ablate") -> Place:
     if match is None:
         raise UsageError(
             f"{option} {text!r} is no place in a model",
-            hint="write L9H4 for a head, L7.mlp, L7.attn, or L3 for a layer",
+            hint="write L9H4 for a head, L7.mlp, L7.attn, or L3 for a layer; L9H4:7/2 for one look",
         )
     layer, head, part = int(match[1]), match[2], match[3]
     if head is not None:
         return Place(layer=layer, part="head", head=int(head))
     return Place(layer=layer, part=part.lower() if part else "layer")  # type: ignore[arg-type]  # the pattern's words
+
+
+def read_ablation(text: str) -> Place | Look:
+    """A place, or L9H4:7/2, L7.attn:-1/0, or L9H4:/2 for every token that looks at token 2. Raises UsageError."""
+    match = _LOOK.fullmatch(text.strip())
+    if match is None:
+        return read_place(text)
+    place = read_place(match["place"])
+    if place.part not in ("head", "attn"):
+        raise UsageError(f"--ablate {text!r}: only heads look", hint=f"write L{place.layer}.attn:{text.split(':')[1]}")
+    position = int(match["position"]) if match["position"] else None
+    return Look(place=place, position=position, source=int(match["source"]))
 
 
 def read_patch(text: str) -> Patch:
@@ -77,3 +105,19 @@ def check_position(position: int, n: int, *, option: str) -> int:
     if not -n <= position < n:
         raise UsageError(f"{option} {position} is out of range: tokens are 0 to {n - 1}, or -1 to -{n} from the end")
     return position % n
+
+
+def check_look(look: Look, n: int) -> Look:
+    """The look with positions counted from 0. Raises UsageError for tokens that are not there or do not see each other.
+
+    n: tokens of the prompt.
+    """
+    source = check_position(look.source, n, option=f"--ablate {look}: token")
+    if look.position is None:
+        return Look(place=look.place, position=None, source=source)
+    position = check_position(look.position, n, option=f"--ablate {look}: token")
+    if position < source:
+        raise UsageError(f"--ablate {look}: token {position} does not see token {source}, which comes after it")
+    if position == 0:
+        raise UsageError(f"--ablate {look}: token 0 has nothing else to look at", hint=f"ablate {look.place} instead")
+    return Look(place=look.place, position=position, source=source)

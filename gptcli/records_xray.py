@@ -117,7 +117,7 @@ class WhatIf:
     """The same text with something switched off or exchanged: pairs are before and after."""
 
     edits: tuple[str, ...]
-    how: str  # "zero" or "mean"
+    how: str  # "zero", "mean", "look" where looks alone were forbidden, or "" for patches alone
     before: tuple[int, ...]  # the answers, greedy
     after: tuple[int, ...]
     target: int  # the first token of the answer before

@@ -49,9 +49,11 @@ def _scored(checkpoint: Checkpoint, texts: list[str]) -> list[Scored]:
     for i, ids in enumerate(rows):
         labels = padded[i, 1 : len(ids)]
         logprobs = logprobs_of(checkpoint, x[i, : len(ids) - 1], labels)
-        n_bytes = len(tokenizer.decode(ids).encode())
+        # half a character at the end counts as what it has; a space that the tokenizer put in front is no text
+        spelled = b"".join(map(tokenizer.raw, ids))
+        n_bytes = len(spelled) - (tokenizer.leading_space and spelled.startswith(b" "))
         if start is None:
-            n_bytes -= len(tokenizer.raw(ids[0]))
+            n_bytes -= len(tokenizer.raw(ids[0])) - (tokenizer.leading_space and spelled.startswith(b" "))
         result.append(Scored(ids=tuple(ids), logprobs=tuple(logprobs.tolist()), n_bytes=n_bytes, n_dropped=dropped[i]))
     return result
 

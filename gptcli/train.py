@@ -64,6 +64,7 @@ class Training:
     ) -> None:
         self.decoder, self.batches, self.recipe = decoder, batches, recipe
         self.step, self.n_tokens = step, n_tokens
+        self.torn = False  # while an update is half made: then the parameters are those of no step
         self.device = decoder.embed.weight.device
         self.parameters = {name: p for name, p in decoder.named_parameters() if p.requires_grad}
         self._autocast = recipe.precision == "bfloat16"
@@ -92,15 +93,17 @@ class Training:
                 )
             shown = show_every and self.step % show_every == 0
             before = self._lesson(batch) if shown else None
+            self.torn = True
             for optimizer in self.optimizers:
                 optimizer.step(rate)
             self.step += 1
+            self.n_tokens += count(batch)
+            self.torn = False
             lesson = None
             if before:
                 lesson, at = before
                 lesson = replace(lesson, p_after=float(self._probabilities(batch, at)[lesson.label]))
             seconds, n_new, last = time.perf_counter() - t0, count(batch), self.step == r.n_steps
-            self.n_tokens += n_new
             yield Progress(
                 step=self.step,
                 n_steps=r.n_steps,

@@ -4,6 +4,8 @@ A head is cut at the input of the output matrix, so that the matrix's bias stays
 MLP, an attention or a layer loses its whole write, biases included. Off is zero, or the part's mean over the prompt
 without position 0, which is the milder one: zero is a value that the model may never have met.
 
+A look from one token back to another is forbidden before the softmax: what it took is shared out among the other looks.
+
     B batch   L layers   T positions   C width   H heads   D head dim
 """
 
@@ -16,13 +18,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gptcli.attention import gather, seen, shared
 from gptcli.checkpoint import Checkpoint
 from gptcli.divergence import kl
 from gptcli.errors import Unsupported
 from gptcli.ledger import Ledger, head_directions, ledger, refusal, wide
 from gptcli.lens import end_of, log_probs, scores
 from gptcli.model import Block, Decoder
-from gptcli.places import Place
+from gptcli.places import Look, Place
 from gptcli.trace import Part, Trace, begins_anew
 
 TOKENS = 2048  # positions that a sweep sends through at once
@@ -47,10 +50,14 @@ class Edits:
         ablate: Sequence[Place] = (),
         exchanges: Sequence[Exchange] = (),
         *,
+        looks: Sequence[Look] = (),
         means: Trace | None = None,
     ) -> None:
-        """means: of which trace the means are taken; None sets to zero. Raises Unsupported for a layer's exchange
-        where the stream is no running sum."""
+        """looks: positions counted from 0. means: of which trace the means are taken; None sets to zero.
+
+        Raises Unsupported for a layer's exchange where the stream is no running sum.
+        """
+        self._config, self._looks = decoder.config, tuple(looks)
         self._ablate, self._exchanges, self._means = tuple(ablate), tuple(exchanges), means
         self._first = self._n = 0  # of the positions in the pass
         self._x: Tensor | None = None  # the stream so far, where a whole state is to be exchanged
@@ -67,6 +74,7 @@ class Edits:
     def heads(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, z: Tensor) -> Tensor:
         if layer == 0 and begins_anew(q.shape[2], k.shape[2], self._windows[0]):
             self._first = 0
+        z = self._without_looks(layer, q, k, v, mask, z)
         heads = [place.head for place in self._ablate if place.layer == layer and place.part == "head"]
         exchanges = self._here(layer, "head")
         if heads or exchanges:
@@ -76,6 +84,34 @@ class Edits:
         for e in exchanges:
             z[:, e.place.head, e.position - self._first] = e.other.z[layer, e.place.head, e.other_position]
         return z
+
+    def cut(self, layer: int, T: int, S: int, first: int = 0) -> Tensor | None:
+        """The looks of a layer that are forbidden, of T tokens from position `first` on at the S keys that end with
+        theirs. [H, T, S], bool; None if there are none."""
+        looks = [look for look in self._looks if look.place.layer == layer]
+        if not looks:
+            return None
+        found = torch.zeros(self._config.n_head, T, S, dtype=torch.bool)
+        for look in looks:
+            key, heads = look.source - (first + T - S), slice(None)
+            if look.place.part == "head":
+                heads = slice(look.place.head, look.place.head + 1)
+            if look.position is None:  # all that come after; a token may always look at itself
+                found[heads, max(0, look.source + 1 - first) :, key : key + 1 if key >= 0 else key] = True
+            elif look.position - first in range(T):
+                found[heads, look.position - first, key : key + 1 if key >= 0 else key] = True
+        return found
+
+    def _without_looks(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, z: Tensor) -> Tensor:
+        T, S = q.shape[2], k.shape[2]
+        cut = self.cut(layer, T, S, self._first)
+        if cut is None or not cut.any():
+            return z
+        cut, c, its = cut.to(z.device), self._config, self._config.layers[layer]
+        sees = seen(S, None, z.device)[-T:] if mask is None else mask
+        k, v = (shared(t[0], c.n_head) for t in (k, v))
+        new = gather(q[0], k, v, sees & ~cut, its.scale, c.attn_softcap).to(z.dtype)
+        return torch.where(cut.any(-1)[None, :, :, None], new, z)
 
     def write(self, layer: int, part: Part, x: Tensor) -> Tensor:
         if any(place.layer == layer and place.part in (part, "layer") for place in self._ablate):
@@ -143,11 +179,19 @@ def effect(
 
 @torch.inference_mode()
 def direct_effect(
-    trace: Trace, places: Sequence[Place], target: int, rival: int, *, to_mean: bool, n_prompt: int | None = None
+    trace: Trace,
+    places: Sequence[Place],
+    target: int,
+    rival: int,
+    *,
+    to_mean: bool,
+    n_prompt: int | None = None,
+    looks: Sequence[Look] = (),
 ) -> float | None:
     """How the lead of `target` over `rival` at the last position changes if only these parts' own writes change.
 
-    None for a model without a ledger. n_prompt: the positions that the mean is taken over.
+    None for a model without a ledger. n_prompt: the positions that the mean is taken over. looks: positions counted
+    from 0; those of parts that are switched off change no more.
     """
     if refusal(trace.decoder):
         return None
@@ -164,7 +208,25 @@ def direct_effect(
             for part in parts:
                 x = wide(_writes(trace, part)[place.layer])
                 total += float(((mean(x[:n_prompt]) if to_mean else torch.zeros_like(x[-1])) - x[-1]) @ d)
-    return total
+    return total + sum(_direct_of_looks(trace, i, places, looks, d) for i in range(trace.config.n_layer))
+
+
+def _direct_of_looks(trace: Trace, layer: int, places: Sequence[Place], looks: Sequence[Look], d: Tensor) -> float:
+    """What the heads of a layer that are left write otherwise at the last position if looks are forbidden."""
+    cut = Edits(trace.decoder, looks=looks).cut(layer, trace.n_positions, trace.n_positions)
+    if cut is None:
+        return 0.0
+    off = [p for p in places if p.layer == layer and p.part != "mlp"]
+    if any(p.part != "head" for p in off):
+        return 0.0
+    c, its, cut = trace.config, trace.config.layers[layer], cut[:, -1:].to(trace.embed.device)
+    q, k, v = trace.q[layer][:, -1:], shared(trace.k[layer], c.n_head), shared(trace.v[layer], c.n_head)
+    sees = seen(trace.n_positions, its.window, cut.device)[-1:]
+    change = gather(q, k, v, sees & ~cut, its.scale, c.attn_softcap)[:, 0] - wide(trace.z[layer])[:, -1]  # [H, D]
+    changed = cut.any(-1)[:, 0]
+    changed[[p.head for p in off]] = False
+    g, _ = _last_head_directions(trace, layer, d)
+    return float(((change * g).sum(-1) * changed).sum())
 
 
 def covering(places: Sequence[Place]) -> list[Place]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -48,7 +48,11 @@ def test_the_key_is_that_of_the_shape_and_not_of_the_numbers(monkeypatch: pytest
     assert compiled.key(one.decoder) == compiled.key(other.decoder)
     assert compiled.key(one.decoder) != compiled.key(load(str(WEIGHTS), dtype="bfloat16").decoder)
     assert compiled.key(one.decoder) != compiled.key(load(str(WEIGHTS), quantize="int8").decoder)
-    before = compiled.key(one.decoder)
+    before, config = compiled.key(one.decoder), one.config
+    for change in ({"window": 32}, {"scale": 0.35}):
+        one.decoder.config = replace(config, layers=tuple(replace(layer, **change) for layer in config.layers))
+        assert compiled.key(one.decoder) != before
+    one.decoder.config = config
     monkeypatch.setattr(torch, "__version__", "9.9")
     assert compiled.key(one.decoder) != before
 

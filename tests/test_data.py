@@ -162,3 +162,25 @@ def test_the_first_line_tells_pairs_from_texts(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     assert not are_pairs(str(tmp_path / "t.jsonl")) and are_pairs(str(tmp_path / "p.jsonl"))
     assert not are_pairs("story.txt")
+
+
+def test_a_tokenizer_that_pads_cuts_or_drops_gives_the_texts_as_they_are(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Library
+
+    from gptcli.corpus import encoder
+
+    library = Library.from_file(str(Path(__file__).parent.parent / "weights" / "tokenizer.json"))
+    library.save(str(tmp_path / "plain.json"))
+    library.enable_padding(length=64)
+    library.enable_truncation(3)
+    library.model.dropout = 0.5
+    library.save(str(tmp_path / "odd.json"))
+    texts = ["Once upon a time there was a little robot.", "It was red."]
+    plain, odd = (encoder(tmp_path / name)[0] for name in ("plain.json", "odd.json"))
+    assert [odd(texts) for _ in range(3)] == [plain(texts)] * 3
+    assert len(plain(texts)[1]) < 8
+
+
+def test_a_large_seed_is_a_seed_too() -> None:
+    rows = [Encoded(ids=(1, 2, 3), n_prompt=1) for _ in range(4)]
+    assert len(Pairs(rows, (), seed=99_999_999_999_999_999).train(0, 4).ids) == 4

@@ -162,3 +162,11 @@ def test_divergences_of_distributions_one_can_do_by_hand() -> None:
     assert float(d.js(half, apart)) == pytest.approx(math.log(2))
     assert float(d.total_variation(half, apart)) == pytest.approx(1.0)
     assert float(d.kl(half, half)) == float(d.js(half, half)) == 0.0
+
+
+def test_a_lens_of_nothing_but_nan_is_no_lens(tiny_gpt2: Path) -> None:
+    """Python's max(0.0, nan) is 0.0: a check that takes it would pass."""
+    decoder = load(str(tiny_gpt2)).decoder
+    true = traced(decoder).states[-1]
+    assert disagreement(decoder, true, true) == 0
+    assert math.isnan(disagreement(decoder, true * math.nan, true))

@@ -193,3 +193,23 @@ def test_new_weights_are_gpt2_s() -> None:
         assert std[name] == pytest.approx(0.02 / math.sqrt(4), rel=0.02), "what is written to the stream starts smaller"
     assert std["blocks.0.attn.q.weight"] == pytest.approx(0.02 / 8, rel=0.02), "1/sqrt(d) is in the queries"
     assert all(not p.any() for name, p in decoder.named_parameters() if name.endswith("bias"))
+
+
+def test_while_an_update_is_half_made_the_training_is_torn() -> None:
+    """What Ctrl-C finds then must not be saved as the state of a step."""
+    training, seen = Training(new(), Fixed(), recipe()), list[bool]()
+    step = training.optimizers[-1].step
+
+    def watched(rate: float) -> None:
+        step(rate)
+        seen.append(training.torn)
+        raise KeyboardInterrupt
+
+    training.optimizers[-1].step = watched  # type: ignore[method-assign]
+    assert not training.torn
+    with pytest.raises(KeyboardInterrupt):
+        next(training.run())
+    assert seen == [True] and training.torn and training.step == 0
+    training = Training(new(), Fixed(), recipe())
+    next(training.run())
+    assert not training.torn and training.step == 1

@@ -9,11 +9,21 @@ import torch
 from xray_checks import IDS, SUMS, check_ablation, traced
 from zoo import Kind, built
 
-from gptcli import Checkpoint, Sampling, Unsupported, UsageError, generate, load, xray
-from gptcli.ledger import ledger
+from gptcli import Checkpoint, Sampling, Trace, Unsupported, UsageError, generate, load, xray
+from gptcli.ledger import ledger, refusal
 from gptcli.lens import end_of, scores
 from gptcli.occlusion import neutral_token, occlusion
-from gptcli.places import Patch, Place, check_place, check_position, read_patch, read_place
+from gptcli.places import (
+    Look,
+    Patch,
+    Place,
+    check_look,
+    check_place,
+    check_position,
+    read_ablation,
+    read_patch,
+    read_place,
+)
 from gptcli.whatif import Edits, Exchange, covering, direct_effect, effect, mean, sweep
 
 
@@ -55,8 +65,6 @@ def test_edits_hold_in_cached_generation_as_in_the_whole_text(kind: Kind, ours: 
     def edits() -> Edits:
         exchange = Exchange(place=read_place("L0"), position=12, other=other, other_position=4)
         return Edits(ours.decoder, places, [exchange], means=means)
-
-    from gptcli import Trace
 
     trace = Trace(ours.decoder, edits=edits())
     steps = generate(ours, IDS[:11], sampling=Sampling(temperature=0), max_tokens=9, ignore_eos=True, tape=trace)
@@ -207,3 +215,87 @@ def test_a_layer_a_head_or_a_token_that_is_not_there_is_told_the_range() -> None
 def test_a_place_inside_another_counts_once() -> None:
     places = [read_place(p) for p in ("L1H0", "L1.attn", "L2.mlp", "L2", "L3H1", "L3H1", "L3.mlp")]
     assert [str(p) for p in covering(places)] == ["L1.attn", "L2", "L3H1", "L3.mlp"]
+
+
+# --- looks -----------------------------------------------------------------------------------------------------------
+
+
+def look(text: str) -> Look:
+    found = read_ablation(text)
+    assert isinstance(found, Look)
+    return found
+
+
+@pytest.mark.parametrize("kind", SUMS, ids=str)
+@torch.inference_mode()
+def test_a_forbidden_look_leaves_the_rest_of_the_attention_to_the_others(kind: Kind, ours: Checkpoint) -> None:
+    """What the head gathers is what its own pattern gathers with that place struck out and the row made 1 again."""
+    decoder, c = ours.decoder, ours.config
+    before = traced(decoder)
+    pattern = before.pattern_of(1)[2]
+    i = 3 + int(pattern[3:].amax(-1).argmin())  # the token whose looks are spread the most
+    a, b = pattern[i].topk(2).indices.tolist()
+    after = traced(decoder, edits=Edits(decoder, looks=[look(f"L1H2:{i}/{a}"), look(f"L1H2:{i}/{b}")]))
+    weights = pattern[i].clone()
+    weights[[a, b]] = 0
+    weights /= weights.sum()
+    values = before.v[1].repeat_interleave(c.n_head // c.n_kv_head, 0)[2]
+    torch.testing.assert_close(after.z[1, 2, i], weights @ values, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(after.pattern_of(1)[2, i], weights, rtol=1e-3, atol=1e-6)
+    same = torch.ones_like(before.z[1], dtype=torch.bool)
+    same[2, i] = False
+    assert torch.equal(after.z[1][same], before.z[1][same]) and torch.equal(after.z[0], before.z[0])
+    assert not torch.allclose(after.z[1, 2, i], before.z[1, 2, i])
+
+
+@pytest.mark.parametrize("kind", SUMS, ids=str)
+@torch.inference_mode()
+def test_looks_are_forbidden_in_cached_generation_as_in_the_whole_text(kind: Kind, ours: Checkpoint) -> None:
+    looks = [look("L0.attn:/1"), look("L1H1:9/8"), look("L2H0:12/3")]
+    trace = Trace(ours.decoder, edits=Edits(ours.decoder, looks=looks))
+    steps = generate(ours, IDS[:8], sampling=Sampling(temperature=0), max_tokens=8, ignore_eos=True, tape=trace)
+    whole = traced(ours.decoder, IDS[:8] + [step.id for step in steps][:-1], Edits(ours.decoder, looks=looks))
+    assert (trace.states[-1] - whole.states[-1]).abs().max() <= 1e-5 * whole.states[-1].abs().max()
+    row = whole.pattern_of(0)[:, 1:, 1]
+    assert bool((row[:, 1:] == 0).all()) and bool((row[:, 0] > 0).all())  # a token may look at itself
+
+
+@pytest.mark.parametrize("kind", SUMS, ids=str)
+@torch.inference_mode()
+def test_the_direct_effect_of_a_look_is_what_the_head_wrote_otherwise(kind: Kind, ours: Checkpoint) -> None:
+    """In the last layer's attention, with the layer's own MLP held as it was, nothing but that write changes."""
+    if refusal(ours.decoder) or ours.config.post_norm:
+        pytest.skip("no ledger")
+    decoder, i = ours.decoder, ours.config.n_layer - 1
+    before = traced(decoder)
+    looks = [look(f"L{i}H1:{before.n_positions - 1}/{before.n_positions - 2}")]
+    after = traced(decoder, edits=Edits(decoder, looks=looks))
+    direct = direct_effect(before, (), 3, 5, to_mean=False, looks=looks)
+    d = ledger(before, torch.full((before.n_positions,), 3), torch.full((before.n_positions,), 5)).direction[-1]
+    wrote = (after.attn_out[i, -1] - before.attn_out[i, -1]) @ d
+    if not decoder.blocks[i].attn_out_norm:  # whose divisor changes with what it norms
+        assert direct == pytest.approx(float(wrote), rel=1e-3, abs=1e-5)
+    assert direct_effect(before, [read_place(f"L{i}.attn")], 3, 5, to_mean=False, looks=looks) == direct_effect(
+        before, [read_place(f"L{i}.attn")], 3, 5, to_mean=False
+    )
+
+
+def test_looks_are_read_as_they_are_written() -> None:
+    for text in ("L9H4:7/2", "L9H4:-1/0", "L7.attn:/3"):
+        assert str(read_ablation(text)) == text
+    assert look("l9h4:+7/-3") == Look(place=read_place("L9H4"), position=7, source=-3)
+    for text, words in {"L3:7/2": "only heads look", "L3.mlp:7/2": "only heads look", "L3H1:7": "no place"}.items():
+        with pytest.raises(UsageError, match=words):
+            read_ablation(text)
+
+
+def test_a_look_that_cannot_be_is_refused() -> None:
+    assert str(check_look(look("L1H0:-1/-3"), 5)) == "L1H0:4/2"
+    for text, words in {
+        "L1H0:2/3": "does not see",
+        "L1H0:0/0": "nothing else",
+        "L1H0:9/0": "out of range",
+        "L1H0:/9": "range",
+    }.items():
+        with pytest.raises(UsageError, match=words):
+            check_look(look(text), 5)

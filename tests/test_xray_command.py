@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -194,3 +195,31 @@ def test_at_a_terminal_it_is_in_colour_and_as_wide(saved: Path) -> None:
     assert code == 0 and b"\x1b[" in seen and "◆".encode() in seen
     seen, code = in_terminal("xray", saved, env={"NO_COLOR": "1"}, size=(40, 72))
     assert code == 0 and b"\x1b[3" not in seen and b"\x1b[4" not in seen
+
+
+def test_a_saved_trace_does_not_steer_the_terminal_nor_end_in_a_fault(call: Call, saved: Path, tmp_path: Path) -> None:
+    """Its strings and its kinds of records are whatever somebody wrote into it."""
+    data = saved.read_bytes()
+    n = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + n])
+
+    def changed(change: Callable[[dict[str, object]], None]) -> Path:
+        scan = json.loads(header["__metadata__"]["scan"])
+        change(scan)
+        meta = {**header, "__metadata__": {**header["__metadata__"], "scan": json.dumps(scan)}}
+        text = json.dumps(meta).encode()
+        text += b" " * (-len(text) % 8)
+        path = tmp_path / "odd.xray"
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + n :])
+        return path
+
+    def escapes(scan: Any) -> None:
+        scan["cells"]["rows"][1] = scan["check"]["dtype"] = scan["books"][0]["names"][0] = "\x1b]0;pwned\x07\x1b[2J"
+
+    for flags in (["--color", "never"], ["--ledger"], ["--token", "-1"]):
+        code, out, err = call(changed(escapes), *flags)
+        assert code == 0 and "\x1b" not in out and "\x07" not in out + err
+    for field in ("depth", "rivals", "special"):
+        code, out, err = call(changed(lambda scan, field=field: scan.update({field: None})))  # type: ignore[misc]
+        assert code in (0, 4) and err.count("\n") <= 1 and "fault of gptcli" not in err
+        assert code == 0 or "odd.xray is malformed" in err

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gptcli.errors import UsageError
-from gptcli.places import Patch, Place, check_place, check_position, read_patch, read_place
+from gptcli.places import Look, Patch, Place, check_look, check_place, check_position, read_ablation, read_patch
 
 if TYPE_CHECKING:
     from gptcli.checkpoint import Checkpoint
@@ -21,29 +21,38 @@ class Wanted:
     """What is to be switched off or exchanged, as the command line says it."""
 
     ablate: tuple[Place, ...]
+    looks: tuple[Look, ...]
     patches: tuple[Patch, ...]
     to_mean: bool
 
     @classmethod
     def read(cls, ablate: Sequence[str] | None, patch: Sequence[str] | None, *, mean: bool) -> Wanted:
         """Raises UsageError for what is no place."""
-        places, patches = tuple(map(read_place, ablate or ())), tuple(map(read_patch, patch or ()))
-        return cls(ablate=places, patches=patches, to_mean=mean)
+        off = [read_ablation(text) for text in ablate or ()]
+        return cls(
+            ablate=tuple(x for x in off if isinstance(x, Place)),
+            looks=tuple(x for x in off if isinstance(x, Look)),
+            patches=tuple(map(read_patch, patch or ())),
+            to_mean=mean,
+        )
 
     def __bool__(self) -> bool:
-        return bool(self.ablate or self.patches)
+        return bool(self.ablate or self.looks or self.patches)
 
     @property
     def words(self) -> tuple[str, ...]:
-        return (*map(str, self.ablate), *map(str, self.patches))
+        return tuple(map(str, (*self.ablate, *self.looks, *self.patches)))
 
     @property
     def how(self) -> str:
-        return "" if not self.ablate else "mean" if self.to_mean else "zero"
+        if self.ablate:
+            return "mean" if self.to_mean else "zero"
+        return "look" if self.looks else ""
 
     def check(self, n_layer: int, n_head: int) -> None:
         """Raises UsageError, with the range, for a layer or head that is not there."""
-        for place in (*self.ablate, *(patch.place for patch in self.patches)):
+        named = [look.place for look in self.looks] + [patch.place for patch in self.patches]
+        for place in (*self.ablate, *named):
             check_place(place, n_layer=n_layer, n_head=n_head)
 
     def edits(self, checkpoint: Checkpoint, prompt: Prompt, means: Trace | None = None) -> Edits:
@@ -54,6 +63,7 @@ class Wanted:
         self.check(checkpoint.config.n_layer, checkpoint.config.n_head)
         if self.to_mean and means is None:
             means = xray(checkpoint, prompt.ids)
+        looks = self.looks_in(prompt)
         exchanges, others = [], dict[str, Trace]()
         for patch in self.patches:
             if patch.text not in others:
@@ -62,7 +72,11 @@ class Wanted:
             here = check_position(patch.position, len(prompt.ids), option="--patch at position")
             there = check_position(patch.position, other.n_positions, option="--patch from position")
             exchanges.append(Exchange(place=patch.place, position=here, other=other, other_position=there))
-        return Edits(checkpoint.decoder, self.ablate, exchanges, means=means if self.to_mean else None)
+        return Edits(checkpoint.decoder, self.ablate, exchanges, looks=looks, means=means if self.to_mean else None)
+
+    def looks_in(self, prompt: Prompt) -> list[Look]:
+        """The looks with positions counted from 0. Raises UsageError for tokens that this prompt does not have."""
+        return [check_look(look, len(prompt.ids)) for look in self.looks]
 
 
 def refuse_mean_alone(wanted: Wanted, *, mean: bool, sweep: bool = False) -> None:

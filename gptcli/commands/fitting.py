@@ -108,10 +108,10 @@ def fit(
     kept = [record for record in metrics(out) if record["step"] <= training.step]
     replace_text(out / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
     panel = Panel(tokenizer, n_steps, kept, coloured=watch.coloured) if hears() and not watch.quiet else None
-    saved_at, said_at, last, unsaved = time.monotonic(), -math.inf, None, False
+    saved_at, said_at, last, saved = time.monotonic(), -math.inf, None, training.step
 
     def save() -> None:
-        nonlocal saved_at, unsaved
+        nonlocal saved_at, saved
         folder = write_save(
             run,
             training.state(),
@@ -122,13 +122,13 @@ def fit(
         )
         publish(folder, out)
         replace_text(out / "loss.svg", picture(metrics(out), title=f"{out.resolve().name}: loss while training"))
-        saved_at, unsaved = time.monotonic(), False
+        saved_at, saved = time.monotonic(), training.step
 
     validate_every = watch.validate_every or max(1, n_steps // VALIDATE_SHARE)
     try:
         with (out / "metrics.jsonl").open("a", encoding="utf-8", buffering=1) as log:
             for progress in training.run(validate_every=validate_every, show_every=10 if panel else 0):
-                last, unsaved = progress, True
+                last = progress
                 log.write(json.dumps(_metric(progress)) + "\n")
                 now, done = time.monotonic(), progress.step == n_steps
                 if panel:
@@ -140,11 +140,12 @@ def fit(
                 if due or done:
                     save()
     except KeyboardInterrupt:
-        if unsaved:
+        if training.step != saved and not training.torn:  # half an update would be made twice
             save()
         if panel:
             panel.close()
-        say(f"gptcli: stopped after step {training.step} of {n_steps}, saved; go on with --resume --out {out}")
+        said = f"saved; go on with --resume --out {out}" if saved else "before the first save"
+        say(f"gptcli: stopped after step {saved} of {n_steps}, {said}")
         raise
     finally:
         if panel:

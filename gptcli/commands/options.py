@@ -167,6 +167,9 @@ Seed = Annotated[
         "-s", "--seed", metavar="N", rich_help_panel=SAMPLING, help="Same seed, same text. \\[random, reported]"
     ),
 ]
+XraySeed = Annotated[
+    int | None, typer.Option("-s", "--seed", metavar="N", rich_help_panel=SAMPLING, help="Same seed, same text. \\[0]")
+]
 NumSamples = Annotated[
     int | None,
     typer.Option(
@@ -244,7 +247,8 @@ Ablate = Annotated[
     list[str] | None,
     typer.Option(
         "--ablate", metavar="PLACE", rich_help_panel=WHAT_IF, show_default=False,
-        help="Switch off a head L9H4, L7.mlp, L7.attn or a layer L3; repeatable.",
+        help="Switch off a head L9H4, L7.mlp, L7.attn, a layer L3; or one look, L9H4:7/2: token 7's at token 2. "
+        "Repeatable.",
     ),
 ]  # fmt: skip
 Patch = Annotated[

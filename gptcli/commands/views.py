@@ -5,19 +5,29 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptcli.errors import UsageError
+from gptcli.errors import BadCheckpoint, UsageError
 from gptcli.places import check_place, check_position, read_place
 from gptcli.render import theme
 from gptcli.render.output import Output
+from gptcli.render.safe import harmless
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from gptcli.records_xray import Scan
 
+MALFORMED = (TypeError, AttributeError, ValueError, LookupError, ArithmeticError)  # what a wrong record may lead to
 FORMATS = ("text", "json", "ndjson", "svg", "html")
+
+
+def replayed(file: str) -> Scan:
+    """A saved trace, whose strings are a stranger's. Raises NotFound, BadCheckpoint, UsageError."""
+    from gptcli.trace_file import load
+
+    return harmless(load(file))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +65,19 @@ class Show:
         colour = self.form in ("svg", "html") or theme.wants_colour(self.color, terminal=self.output.is_terminal)
         self._write([self._view(scan, name, position, colour=colour) for name in self.views], colour=colour)
 
+    def replay(self, file: str) -> None:
+        """The same of a saved trace. Raises BadCheckpoint for one whose records are of other kinds than they should."""
+        scan = replayed(file)
+        try:
+            self.scan(scan)
+        except MALFORMED as error:
+            raise BadCheckpoint(f"{Path(file).name} is malformed: {type(error).__name__}: {error}") from None
+
     def difference(self, first: str, second: str) -> None:
         """Compares two traces. Raises UsageError for traces of different models."""
         from gptcli.render.versus import draw
-        from gptcli.trace_file import load
 
-        a, b = load(first), load(second)
+        a, b = replayed(first), replayed(second)
         if a.fingerprint != b.fingerprint:
             raise UsageError(
                 f"{first} is of {a.model} and {second} of {b.model}: traces of different models are not compared",

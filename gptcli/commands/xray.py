@@ -96,7 +96,7 @@ def xray(
     top_k: o.TopK = None,
     top_p: o.TopP = None,
     min_p: o.MinP = None,
-    seed: o.Seed = None,
+    seed: o.XraySeed = None,
     color: o.Color = None,
     bos: o.Bos = None,
     device: o.Device = None,
@@ -144,9 +144,7 @@ def xray(
             raise UsageError(
                 "a saved trace has no model to change", hint="give a prompt with --ablate, --patch or --sweep"
             )
-        from gptcli.trace_file import load as load_trace
-
-        show.scan(load_trace(prompt))
+        show.replay(prompt)
         return
     text = read_prompt(prompt, None, file)
     checkpoint, settings = load_chosen(flags, adapter=adapter, revision=revision, allow=allow_config or ())
@@ -256,7 +254,8 @@ class _Job:
         after = run(ck, self.prompt, max_tokens=0, edits=wanted.edits(ck, self.prompt, plain.trace))
         direct = None
         if not wanted.patches:
-            direct = direct_effect(plain.trace, wanted.ablate, target, rival, to_mean=wanted.to_mean)
+            looks = wanted.looks_in(self.prompt)
+            direct = direct_effect(plain.trace, wanted.ablate, target, rival, to_mean=wanted.to_mean, looks=looks)
         e = effect(ck, plain.trace, after.trace, target, rival, direct)
         return WhatIf(
             edits=wanted.words, how=wanted.how, before=before.ids[len(self.prompt.ids) :],

@@ -26,7 +26,11 @@ from gptcli.render.cell import (
 from gptcli.render.check import footer
 from gptcli.render.safe import one_line
 
-HOW = {"zero": "set to zero", "mean": "set to the mean over the prompt"}
+HOW = {
+    "zero": "set to zero",
+    "mean": "set to the mean over the prompt",
+    "look": "looks forbidden; the others share what they took",
+}
 
 
 def draw_what_if(scan: Scan, found: WhatIf, *, colour: bool) -> RenderableType:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from typing import TypeVar
 
 # C0 but newline and tab, DEL, C1; line and paragraph separators; soft hyphen, zero-width and bidi controls, BOM, tags;
 # lone surrogates (which is how undecodable bytes of a file name arrive).
@@ -20,6 +22,23 @@ def safe(text: str) -> str:
 def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+T = TypeVar("T")
+
+
+def harmless(record: T) -> T:
+    """A record that was read from a file, with all its strings made so: those of records and tuples inside too."""
+    if isinstance(record, str):
+        return one_line(record)  # type: ignore[return-value]
+    if isinstance(record, tuple):
+        return tuple(map(harmless, record))  # type: ignore[return-value]
+    if isinstance(record, dict):
+        return {key: harmless(value) for key, value in record.items()}  # type: ignore[return-value]
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        fields = (f.name for f in dataclasses.fields(record) if f.init)
+        return dataclasses.replace(record, **{name: harmless(getattr(record, name)) for name in fields})
+    return record
 
 
 def one_line(text: str) -> str:

@@ -77,7 +77,7 @@ def tinted(given: bytes, parts: Sequence[tuple[bytes, float]]) -> str:
             done.append(
                 "\n" * bool(i) + (theme.shade(p).render(line, color_system=ColorSystem.TRUECOLOR) if line else "")
             )
-    return "".join(done) + waiting.decode(errors="replace")
+    return "".join(done) + safe(waiting.decode(errors="replace"))
 
 
 def legend() -> str:
