@@ -13,30 +13,25 @@ from gptcli.config import Layer
 
 @torch.inference_mode()
 def pattern(q: Tensor, k: Tensor, layer: Layer, softcap: float | None, cut: Tensor | None = None) -> Tensor:
-    """softmax(scale q.k) over what is visible. q: [H, T, D]; k: [K, T, D]. Returns [H, T, T], rows sum to 1.
+    """What is visible, looked at by a whole text. q: [H, T, D]; k: [K, T, D]. Returns [H, T, T], rows sum to 1.
 
-    Computed in float32 or wider, whatever the dtype of the model. cut: looks that were forbidden, [H, T, T], bool.
+    cut: looks that were forbidden, [H, T, T], bool.
     """
-    q, k = (t if t.dtype == torch.float64 else t.float() for t in (q, k))
-    scores = q @ shared(k, q.shape[0]).transpose(-1, -2) * layer.scale  # [H, T, T]
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
     sees = seen(q.shape[1], layer.window, q.device)
-    return scores.masked_fill(~sees if cut is None else ~sees | cut, float("-inf")).softmax(-1)
+    return looks(q, shared(k, q.shape[0]), sees if cut is None else sees & ~cut.to(q.device), layer.scale, softcap)
 
 
 @torch.inference_mode()
-def gather(q: Tensor, k: Tensor, v: Tensor, sees: Tensor, scale: float, softcap: float | None) -> Tensor:
-    """What heads gather of the keys they see; nothing, where they see none. In float32 or wider.
+def looks(q: Tensor, k: Tensor, sees: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """softmax(scale q.k) over the keys that each query sees; nothing, where it sees none. Returns [H, T, S].
 
-    q: [H, T, D]; k, v: [H, S, D]; sees: [H, T, S], bool. Returns [H, T, D].
+    Computed in float32 or wider, whatever the dtype of the model. q: [H, T, D]; k: [H, S, D]; sees: [..., T, S], bool.
     """
-    q, k, v = (t if t.dtype == torch.float64 else t.float() for t in (q, k, v))
+    q, k = (t if t.dtype == torch.float64 else t.float() for t in (q, k))
     scores = q @ k.transpose(-1, -2) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    weights = scores.masked_fill(~sees, float("-inf")).softmax(-1)
-    return weights.masked_fill(~sees.any(-1, keepdim=True), 0) @ v
+    return scores.masked_fill(~sees, float("-inf")).softmax(-1).masked_fill(~sees.any(-1, keepdim=True), 0)
 
 
 def shared(k: Tensor, n_head: int) -> Tensor:

@@ -178,7 +178,7 @@ def _rounded(layout: Layout, device: torch.device, dtype: torch.dtype, bits: Bit
     file = kept(layout, dtype, bits)
     with torch.device("meta"):
         decoder = Decoder(layout.config)
-    if device.type == "cpu" and restore(decoder, file):
+    if device.type == "cpu" and restore(decoder, file, dtype):
         return decoder.eval()
     decoder = _fill(layout, device, dtype)
     quantized(decoder, bits)
@@ -229,9 +229,10 @@ def save(checkpoint: Checkpoint, folder: Path | str) -> None:
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists already", hint="choose a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     config, family = checkpoint.config, FAMILIES[checkpoint.family]
     parameters = dict(checkpoint.decoder.named_parameters())
+    if any(True for _ in checkpoint.decoder.buffers()):
+        raise UsageError("rounded weights are no checkpoint to save", hint="load it without quantize")
     tensors = {}
     for name, (fix, parts) in stored_names(config, family).items():
         rows = [parameters[p.name] if p.row is None else parameters[p.name][p.row] for p in parts]
@@ -241,8 +242,10 @@ def save(checkpoint: Checkpoint, folder: Path | str) -> None:
     spelled = dict(checkpoint.config_json)
     spelled.pop("torch_dtype", None)
     spelled |= {"dtype": str(checkpoint.dtype).removeprefix("torch."), "tie_word_embeddings": config.tied}
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         (temporary / "config.json").write_text(json.dumps(spelled, indent=2) + "\n", encoding="utf-8")
         for companion in COMPANIONS:
@@ -255,7 +258,8 @@ def save(checkpoint: Checkpoint, folder: Path | str) -> None:
         reason = error.strerror or error if isinstance(error, OSError) else error
         raise GptcliError(f"cannot save to {folder}: {reason}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def settle_files(folder: Path) -> None:

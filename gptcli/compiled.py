@@ -166,7 +166,7 @@ def make(decoder: Decoder) -> Path:
         [({2: reach[layer.window]}, {2: reach[layer.window]}) for layer in c.layers],
     )
     target = place(decoder)
-    with written(target) as made, compiling():
+    with compiling(), written(target) as made:
         program = export(
             _OneToken(decoder), (torch.zeros(1, 1, dtype=torch.long), position, turns, seen), dynamic_shapes=shapes
         )
@@ -187,6 +187,9 @@ def compiling() -> Iterator[None]:
         warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own inner names
         try:
             yield
+        except OSError as error:
+            what = f"{error.filename or 'a file'}: {error.strerror or error}"
+            raise GptcliError(f"what was compiled cannot be kept: {what}", hint="XDG_CACHE_HOME moves it") from error
         except Exception as error:  # what a compiler may raise is not for us to list
             first = "".join(str(error).strip().splitlines()[:1])
             raise GptcliError(f"the pass could not be compiled: {type(error).__name__}: {first}") from error

@@ -185,7 +185,7 @@ def make(decoder: Decoder) -> Path:
         given = x, turns, [(k.clone(), v.clone()) for _ in dims]  # clones are laid out as what they are clones of
         shapes = None, no_turns, [({2: dim}, {2: dim}) for dim in dims]
         wanted.setdefault(eaches[i], (_LayerOfTexts(block, decoder), given, shapes))
-    with written(target) as made, compiling():
+    with compiling(), written(target) as made:
         files: dict[str, Any] = {}
         for name, (module, inputs, shapes) in wanted.items():
             weights = _weights(module)

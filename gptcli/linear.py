@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 GROUP = 32  # weights of a row that share a scale, in 4 bits
+LANES = 32  # numbers that torch's 8-bit kernel takes at a time: of a row of another length it reads past the end
 FEW = 8  # rows of the compiled pass of a few tokens; up to so many, a matrix is multiplied as it lies
 AT_ONCE = 2**22  # numbers of a matrix that are made float32 at a time, 16 MiB
 PARTS, FITS = (1.0, 0.95, 0.9, 0.85, 0.8), 4  # what rounding to 4 bits tries
@@ -119,7 +120,7 @@ class Int8(nn.Module):
         rows = x.reshape(-1, x.shape[-1])
         if few_rows(x):
             y = rows_times(x, self.weight) * self.scale
-        elif len(rows) <= FEW and x.device.type == "cpu":
+        elif len(rows) <= FEW and x.device.type == "cpu" and rows.shape[1] % LANES == 0:
             y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scale.bfloat16())
         else:  # whole numbers up to 127 are exact in every dtype
             y = in_float32(rows, self.weight) if slow(rows, len(rows)) else F.linear(rows, self.weight.to(x.dtype))

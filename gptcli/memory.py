@@ -28,7 +28,13 @@ def free_bytes() -> int | None:
     return min(found) if found else None
 
 
-def check_fits(need: int, device: torch.device | None = None, *, what: str) -> None:
+def check_fits(
+    need: int,
+    device: torch.device | None = None,
+    *,
+    what: str,
+    hint: str = "try --dtype bfloat16, a shorter context (--max-tokens), or a smaller model",
+) -> None:
     """Raises OutOfMemory if `need` bytes are clearly more than is free on the device (None: the CPU)."""
     if device is not None and device.type == "cuda":
         import torch
@@ -39,7 +45,7 @@ def check_fits(need: int, device: torch.device | None = None, *, what: str) -> N
     if free is not None and need > free:
         raise OutOfMemory(
             f"{what} need {human(need)} and {human(free)} of memory are free",
-            hint="try --dtype bfloat16, a shorter context (--max-tokens), or a smaller model",
+            hint=hint,
         )
 
 

@@ -42,6 +42,11 @@ class Optimizer(Protocol):
         """Applies the gradients with this learning rate."""
 
 
+def is_matrix(name: str, p: nn.Parameter) -> bool:
+    """Whether it multiplies vectors; a norm's gains do not, though heads with gains of their own have rows of them."""
+    return p.ndim == 2 and "norm" not in name
+
+
 def optimizers(decoder: Decoder, recipe: Recipe, dtype: torch.dtype = torch.float32) -> list[Optimizer]:
     """AdamW for everything, decaying matrices only; or Muon for the blocks' matrices and AdamW for the rest.
 
@@ -50,8 +55,8 @@ def optimizers(decoder: Decoder, recipe: Recipe, dtype: torch.dtype = torch.floa
     sorts = defaultdict[tuple[bool, float, float], dict[str, nn.Parameter]](dict)
     for name, p in decoder.named_parameters():
         if p.requires_grad:
-            by_muon = recipe.optimizer == "muon" and p.ndim == 2 and name.startswith("blocks.")
-            sorts[by_muon, share(decoder, name), recipe.weight_decay if p.ndim == 2 else 0.0][name] = p
+            by_muon = recipe.optimizer == "muon" and is_matrix(name, p) and name.startswith("blocks.")
+            sorts[by_muon, share(decoder, name), recipe.weight_decay if is_matrix(name, p) else 0.0][name] = p
     muon, adam = (
         [Group(parameters=ps, share=s, decay=d) for (by_muon, s, d), ps in sorts.items() if by_muon == wanted]
         for wanted in (True, False)

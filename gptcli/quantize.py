@@ -97,7 +97,7 @@ def keep(decoder: Decoder, file: Path) -> None:
         pass
 
 
-def restore(decoder: Decoder, file: Path) -> bool:
+def restore(decoder: Decoder, file: Path, dtype: torch.dtype) -> bool:
     """Fills a decoder that was built on the meta device from what `keep` wrote; False if that is not all there."""
     if not is_ours(file):
         return False
@@ -105,13 +105,15 @@ def restore(decoder: Decoder, file: Path) -> bool:
         with safe_open(file, framework="pt", backend="pread") as stored:
             found = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         for name, linear in _matrices(decoder):
-            decoder.set_submodule(name, _read(found, name, linear.weight.shape))
+            bias = linear.bias is not None
+            decoder.set_submodule(name, _read(found, name, linear.weight.shape, dtype if bias else None))
         c = decoder.config
-        decoder.set_submodule("head", RoundedHead(cast(Int8, _read(found, "head.matrix", (c.n_vocab, c.d_vocab)))))
+        head = _read(found, "head.matrix", (c.n_vocab, c.d_vocab), dtype if c.head_bias else None)
+        decoder.set_submodule("head", RoundedHead(cast(Int8, head)))
         for name, parameter in list(decoder.named_parameters()):
             if parameter.is_meta:
                 path, _, leaf = name.rpartition(".")
-                if found[name].shape != parameter.shape:
+                if found[name].shape != parameter.shape or found[name].dtype != dtype:
                     return False
                 setattr(decoder.get_submodule(path), leaf, nn.Parameter(found.pop(name), requires_grad=False))
     except (OSError, SafetensorError, KeyError, ValueError):
@@ -125,14 +127,18 @@ def _matrices(decoder: Decoder) -> list[tuple[str, nn.Linear]]:
     return [(name, part) for name, part in named if name.startswith("blocks.") and isinstance(part, nn.Linear)]
 
 
-def _read(found: dict[str, Tensor], name: str, shape: Sequence[int]) -> Int8 | Int4:
-    """A rounded matrix out of what was kept. Raises KeyError or ValueError where it does not fit."""
-    weight, scale = found.pop(f"{name}.weight"), found.pop(f"{name}.scale")
-    form = Int8 if weight.dtype == torch.int8 else Int4
-    rows, columns = shape
-    if scale.shape != ((rows,) if form is Int8 else (columns // GROUP, rows, 2)) or len(weight) != rows:
+def _read(found: dict[str, Tensor], name: str, shape: Sequence[int], bias: torch.dtype | None) -> Int8 | Int4:
+    """A rounded matrix out of what was kept; bias: in which dtype it has one. Raises KeyError, or ValueError where
+    it does not fit: its kernels read what they are told is there."""
+    weight, scale, (rows, columns) = found.pop(f"{name}.weight"), found.pop(f"{name}.scale"), shape
+    in_8 = [(torch.int8, (rows, columns)), (torch.float32, (rows,))]
+    in_4 = [(torch.uint8, (rows, columns // 2)), (torch.bfloat16, (columns // GROUP, rows, 2))]
+    kinds, added = [(t.dtype, tuple(t.shape)) for t in (weight, scale)], found.pop(f"{name}.bias", None)
+    if kinds not in (in_8, in_4) or not scale.isfinite().all():
         raise ValueError(name)
-    return form(weight, scale, found.pop(f"{name}.bias", None))
+    if (added is None) != (bias is None) or (added is not None and (added.dtype, *added.shape) != (bias, rows)):
+        raise ValueError(name)
+    return (Int8 if kinds == in_8 else Int4)(weight, scale, added)
 
 
 def _tensors(decoder: Decoder) -> Iterable[tuple[str, Tensor]]:

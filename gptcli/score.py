@@ -49,11 +49,9 @@ def _scored(checkpoint: Checkpoint, texts: list[str]) -> list[Scored]:
     for i, ids in enumerate(rows):
         labels = padded[i, 1 : len(ids)]
         logprobs = logprobs_of(checkpoint, x[i, : len(ids) - 1], labels)
-        # half a character at the end counts as what it has; a space that the tokenizer put in front is no text
-        spelled = b"".join(map(tokenizer.raw, ids))
-        n_bytes = len(spelled) - (tokenizer.leading_space and spelled.startswith(b" "))
-        if start is None:
-            n_bytes -= len(tokenizer.raw(ids[0])) - (tokenizer.leading_space and spelled.startswith(b" "))
+        spelled = b"".join(map(tokenizer.raw, ids))  # where the context ends within a character, what it has of it
+        added = tokenizer.leading_space and spelled.startswith(b" ")  # by the tokenizer: it is not of the text
+        n_bytes = len(spelled) - (added if start is not None else len(tokenizer.raw(ids[0])))
         result.append(Scored(ids=tuple(ids), logprobs=tuple(logprobs.tolist()), n_bytes=n_bytes, n_dropped=dropped[i]))
     return result
 

@@ -27,8 +27,10 @@ _CLASSES = {
 
 
 def save(scan: Scan, path: Path | str) -> None:
-    """Writes the whole file or nothing. Raises GptcliError."""
-    path, tables = Path(path), dict[str, Table]()
+    """Writes the whole file or nothing, through a link to where it leads. Raises GptcliError, UsageError."""
+    path, tables = Path(os.path.realpath(path)), dict[str, Table]()
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no ordinary file", hint="choose another place for the trace")
     value = _plain(scan, "", tables)
     header: dict[str, Any] = {
         "__metadata__": {"format": FORMAT, "schema": SCHEMA, "scan": json.dumps(value, allow_nan=False)}

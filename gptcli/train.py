@@ -22,7 +22,7 @@ from gptcli.compiled import has_compiler
 from gptcli.data import IGNORED, Batch, Batches
 from gptcli.errors import GptcliError
 from gptcli.model import Decoder
-from gptcli.optimizer import optimizers, restore, share, states
+from gptcli.optimizer import is_matrix, optimizers, restore, share, states
 from gptcli.recipe import Precision, Recipe
 from gptcli.records import Lesson, Progress
 
@@ -35,7 +35,7 @@ def initialise(decoder: Decoder, seed: int, std: float = 0.02) -> None:
     generator = torch.Generator().manual_seed(seed)
     n_writes = 2 * decoder.config.n_layer
     for name, p in decoder.named_parameters():
-        if p.ndim < 2:
+        if not is_matrix(name, p):
             (nn.init.zeros_ if name.endswith("bias") else nn.init.ones_)(p)
         else:
             writes = name.endswith(("attn.out.weight", "mlp.down.weight"))

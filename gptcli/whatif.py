@@ -18,7 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gptcli.attention import gather, seen, shared
+from gptcli.attention import looks as looks_at
+from gptcli.attention import seen, shared
 from gptcli.checkpoint import Checkpoint
 from gptcli.divergence import kl
 from gptcli.errors import Unsupported
@@ -93,13 +94,14 @@ class Edits:
             return None
         found = torch.zeros(self._config.n_head, T, S, dtype=torch.bool)
         for look in looks:
-            key, heads = look.source - (first + T - S), slice(None)
-            if look.place.part == "head":
-                heads = slice(look.place.head, look.place.head + 1)
+            key = look.source - (first + T - S)
+            if key not in range(S):  # behind the window, or not there yet
+                continue
+            heads = look.place.head if look.place.part == "head" else slice(None)
             if look.position is None:  # all that come after; a token may always look at itself
-                found[heads, max(0, look.source + 1 - first) :, key : key + 1 if key >= 0 else key] = True
+                found[heads, max(0, look.source + 1 - first) :, key] = True
             elif look.position - first in range(T):
-                found[heads, look.position - first, key : key + 1 if key >= 0 else key] = True
+                found[heads, look.position - first, key] = True
         return found
 
     def _without_looks(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, z: Tensor) -> Tensor:
@@ -109,8 +111,8 @@ class Edits:
             return z
         cut, c, its = cut.to(z.device), self._config, self._config.layers[layer]
         sees = seen(S, None, z.device)[-T:] if mask is None else mask
-        k, v = (shared(t[0], c.n_head) for t in (k, v))
-        new = gather(q[0], k, v, sees & ~cut, its.scale, c.attn_softcap).to(z.dtype)
+        weights = looks_at(q[0], shared(k[0], c.n_head), sees & ~cut, its.scale, c.attn_softcap)
+        new = (weights @ shared(v[0], c.n_head).to(weights.dtype)).to(z.dtype)
         return torch.where(cut.any(-1)[None, :, :, None], new, z)
 
     def write(self, layer: int, part: Part, x: Tensor) -> Tensor:
@@ -220,9 +222,10 @@ def _direct_of_looks(trace: Trace, layer: int, places: Sequence[Place], looks: S
     if any(p.part != "head" for p in off):
         return 0.0
     c, its, cut = trace.config, trace.config.layers[layer], cut[:, -1:].to(trace.embed.device)
-    q, k, v = trace.q[layer][:, -1:], shared(trace.k[layer], c.n_head), shared(trace.v[layer], c.n_head)
-    sees = seen(trace.n_positions, its.window, cut.device)[-1:]
-    change = gather(q, k, v, sees & ~cut, its.scale, c.attn_softcap)[:, 0] - wide(trace.z[layer])[:, -1]  # [H, D]
+    k, v = (shared(t[layer], c.n_head) for t in (trace.k, trace.v))
+    sees = seen(trace.n_positions, its.window, cut.device)[-1:] & ~cut
+    weights = looks_at(trace.q[layer][:, -1:], k, sees, its.scale, c.attn_softcap)  # [H, 1, S]
+    change = (weights @ v.to(weights.dtype))[:, 0] - wide(trace.z[layer])[:, -1]  # [H, D]
     changed = cut.any(-1)[:, 0]
     changed[[p.head for p in off]] = False
     g, _ = _last_head_directions(trace, layer, d)

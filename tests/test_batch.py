@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import tiny
 import torch
 import zoo
-from programs import quick
+from programs import PROGRAM, environment, quick
 
 from gptcli import Checkpoint, Sampling, UsageError, generate, load
 from gptcli import batch as module
@@ -285,7 +286,7 @@ def test_the_command_answers_every_line_as_generate_does_alone(tiny_gpt2: Path, 
         seed = [] if "seed" in wish else ["-s", str(answer["seed"])]
         text = quick("generate", str(wish["prompt"]), "-m", tiny_gpt2, "-n", "15", *options, *seed, "-q", "--json")
         sample = json.loads(text.stdout)["samples"][0]
-        assert (answer["text"], answer["finish"] or "length") == (sample["text"], sample["finish"] or "length")
+        assert (answer["text"], answer["finish"]) == (sample["text"], sample["finish"])
         assert answer["n_tokens"] == len(sample["ids"])
     as_ended = quick("batch", file, "-m", tiny_gpt2, "-n", "15", "-s", "50", "--unordered").stdout.splitlines()
     assert sorted(as_ended) == sorted(done.stdout.splitlines()) and as_ended[0] == done.stdout.splitlines()[1]
@@ -302,6 +303,7 @@ def test_the_command_answers_every_line_as_generate_does_alone(tiny_gpt2: Path, 
         ('{"prompt": "a", "temperature": -1}', "temperature must be a number"),
         ('{"prompt": "a", "seed": "x"}', "seed must be a whole number"),
         ('{"prompt": "\\ud800"}', "half a character"),
+        ('{"prompt": "a", "id": NaN}', "NaN is no number"),
         (json.dumps({"prompt": "hello " * 99}), "no room for an answer"),
     ],
 )
@@ -351,3 +353,14 @@ def test_rows_take_one_token_each() -> None:
 def test_a_batch_of_requests_is_refused_as_one_of_them_would_be(model: Checkpoint) -> None:
     with pytest.raises(UsageError, match="no room for an answer"):
         together(model, [Request(prompt="on"), Request(prompt="hello " * 99)])
+
+
+def test_closed_standard_input_is_one_clear_line(tiny_gpt2: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *PROGRAM, "batch", "-", "-m", tiny_gpt2],
+        env=environment(),
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.decode().splitlines()[0] == "gptcli: error: standard input is closed"

@@ -176,3 +176,10 @@ def test_the_families_pieces_come_out_of_the_compiler_as_they_went_in(
             scores, states = one(id, caches[1])
             assert (scores - ours).abs().max() <= error * ours.abs().max().clamp(min=1)
             assert (states - tape.states).abs().max() <= error * tape.states.abs().max()
+
+
+def test_a_cache_that_cannot_be_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = gptcli("optimize", "shipped", env={"XDG_CACHE_HOME": str(tmp_path / "file")})
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.decode().startswith("gptcli: error: what was compiled cannot be kept: ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from gptcli.errors import BadCheckpoint, Unsupported
 from gptcli.families import REFUSED
-from gptcli.layout import look
+from gptcli.layout import look, read_config
 
 
 def with_tensors(tmp_path: Path, **changes: torch.Tensor | None) -> Path:
@@ -163,3 +164,16 @@ def test_an_adapter_is_not_taken_for_a_model(tmp_path: Path, tiny_gpt2: Path) ->
     shutil.copyfile(tiny_gpt2 / "model.safetensors", tmp_path / "adapter_model.safetensors")
     with pytest.raises(Unsupported, match="adapter"):
         look(str(tmp_path))
+
+
+def test_a_pattern_of_endless_layers_is_refused_before_it_is_written_out(tmp_path: Path) -> None:
+    """A short config.json must not name ten thousand million layers."""
+    config = json.loads((Path(__file__).parent.parent / "weights" / "config.json").read_text())
+    config["attention_types"] = [["g" * 100_000, 10_000]]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tracemalloc.start()
+    with pytest.raises(BadCheckpoint, match="attention_types"):
+        read_config(tmp_path / "config.json")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 4 << 20

@@ -80,3 +80,15 @@ def test_whole_numbers_of_8_bits_take_the_same_way(without_instructions: list[in
         found = matrix(x)
     want = x.float() @ matrix.whole().T
     assert without_instructions == [24 * 16] and (found - want).abs().max() <= 2**-6 * want.abs().max()
+
+
+@pytest.mark.parametrize("K", [33, 40, 172, 96])
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_8_bits_read_a_row_of_any_length_and_nothing_behind_it(K: int, rows: int) -> None:
+    """torch's kernel takes 32 numbers at a time, and would go on past the end of the last row."""
+    generator = torch.Generator().manual_seed(K)
+    x, weight = torch.randn(rows, K, generator=generator), torch.randn(24, K, generator=generator)
+    matrix = Int8.of(weight, None)
+    expected = x @ matrix.whole().T
+    for _ in range(5):
+        assert (matrix(x) - expected).abs().max() <= 0.02 * expected.abs().max()

@@ -156,7 +156,10 @@ def test_a_smaller_tokenizer_leaves_the_size_as_it_is(tmp_path: Path) -> None:
         (["new", "nanno", "--meta"], 2, "nano"),
         (["new", "gpt3", "--out", "x"], 5, "698 GB"),
         (["new", "nano", "--out", "x", "--tokenizer", "nowhere"], 3, "nowhere"),
-        (["new", "nano", "--out", "."], 2, "exists"),
+        (["new", "nano", "--out", "."], 2, "choose a new folder\n"),
+        (["new", "gpt3", "--out", "x"], 5, "--meta builds it"),
+        (["new", "nano", "--out", "something/x"], 1, "cannot save to something/x"),
+        (["new", "nano", "--out", "x", "--seed", "9" * 23], 2, "--seed"),
     ],
 )
 def test_what_cannot_be_built_is_one_line(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from programs import gptcli
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gptcli import Sampling, generate, load
+from gptcli import Sampling, generate, load, save
 from gptcli.errors import UsageError
 from gptcli.linear import GROUP, Int4, Int8, _in_4_bits
 from gptcli.quantize import quantize, whole
@@ -141,3 +143,31 @@ def test_greedy_text_of_8_bits_is_the_float32_text_or_differs_at_a_near_tie() ->
     ]
     first = next((a for a, b in zip(*steps, strict=False) if a.id != b.id), None)
     assert first is None or first.margin < 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("head.matrix.weight", lambda t: t[:, :8].contiguous()),
+        ("head.matrix.scale", lambda t: t * math.nan),
+        ("blocks.0.mlp.up.scale", lambda t: t.double()),
+        ("blocks.0.attn_norm.weight", lambda t: t.double()),
+        ("blocks.0.mlp.up.bias", lambda t: t[:3].clone()),
+    ],
+)
+def test_a_kept_file_with_other_matrices_than_the_model_s_is_not_used(
+    name: str, change: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path
+) -> None:
+    right = load(str(WEIGHTS), quantize="int8").decoder.state_dict()[name].clone()
+    (kept,) = (tmp_path / "cache" / "gptcli" / "quantized").iterdir()
+    tensors = load_file(kept)
+    save_file(tensors | {name: change(tensors[name])}, kept)
+    kept.chmod(0o600)
+    again = load(str(WEIGHTS), quantize="int8").decoder.state_dict()[name]
+    assert again.dtype == right.dtype and torch.equal(again, right)
+
+
+def test_rounded_weights_are_no_checkpoint_to_save(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="rounded weights"):
+        save(load(str(WEIGHTS), quantize="int8"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

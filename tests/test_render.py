@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 import re
 from pathlib import Path
 
@@ -15,8 +17,8 @@ from gptcli.render.card import draw as draw_card
 from gptcli.render.output import Output
 from gptcli.render.pieces import draw as draw_pieces
 from gptcli.render.rosetta import draw_all
-from gptcli.render.safe import one_line, safe
-from gptcli.render.stream import TextView
+from gptcli.render.safe import json_line, one_line, safe
+from gptcli.render.stream import TextView, tinted
 
 SGR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -39,6 +41,16 @@ SGR = re.compile(r"\x1b\[[0-9;]*m")
 def test_what_could_steer_a_terminal_is_written_out(text: str, shown: str) -> None:
     assert safe(text) == shown
     assert "\n" not in one_line(text) and "\t" not in one_line(text)
+    line = json_line({"text": text})
+    assert safe(line) == line and json.loads(line) == {"text": text}
+
+
+def test_json_has_no_number_that_json_does_not_have() -> None:
+    assert json_line({"a": [math.inf, 1.5, (math.nan,)], "é": None}) == '{"a": [null, 1.5, [null]], "é": null}'
+
+
+def test_a_half_character_at_the_end_of_a_tinted_text_brings_nothing_along() -> None:
+    assert "\x1bc" not in tinted(b"", [(b"\xe2\x1bc", 0.5)])
 
 
 class Screen(io.TextIOWrapper):

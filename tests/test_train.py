@@ -19,6 +19,7 @@ from gptcli.errors import BadCheckpoint, GptcliError
 from gptcli.families import FAMILIES
 from gptcli.layout import stored_names
 from gptcli.model import Decoder
+from gptcli.optimizer import optimizers
 from gptcli.recipe import Recipe
 from gptcli.train import Training, count, initialise, losses
 
@@ -213,3 +214,13 @@ def test_while_an_update_is_half_made_the_training_is_torn() -> None:
     training = Training(new(), Fixed(), recipe())
     next(training.run())
     assert not training.torn and training.step == 1
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ZOO if "qk_layernorm" in kind.values], ids=str)
+def test_gains_of_each_head_begin_at_one_and_do_not_decay(kind: Kind, ours: Checkpoint) -> None:
+    initialise(ours.decoder, seed=0)
+    gains = {name: p for name, p in ours.decoder.named_parameters() if "q_norm.weight" in name}
+    assert gains and all(bool((p == 1).all()) for p in gains.values())
+    for found in optimizers(ours.decoder.requires_grad_(True), recipe(optimizer="muon")):
+        for group in found.groups:
+            assert not gains.keys() & group.parameters.keys() or group.decay == 0

@@ -19,6 +19,7 @@ from rich.text import Text
 from safetensors.torch import load_file
 
 from gptcli import load, look
+from gptcli.score import score
 
 WORDS = "the cat sat on a red mat and then it ran to the big blue house where a small dog was asleep".split()  # noqa: SIM905
 SMALL = ("--size", "nano", "--layers", "2", "--width", "32", "--context", "32", "--vocab", "300",
@@ -281,6 +282,8 @@ def test_an_adapter_is_trained_resumed_run_and_merged(trained: Path, pairs: Path
     wait_for(lambda: lines_of(out / "metrics.jsonl") >= 13, process)
     process.kill()
     process.communicate()
+    refused = gptcli("finetune", "--resume", "--out", out, "--steps", "40")
+    assert refused.returncode == 2 and b"the recipe of the run" in refused.stderr
     assert gptcli("finetune", "--resume", "--out", out).returncode == 0
     a, b = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "whole", out))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
@@ -439,6 +442,16 @@ def test_scores_are_the_model_s_own_probabilities(tiny_gpt2: Path, tmp_path: Pat
     done = quick("score", "hello", "-m", tiny_gpt2, "--fail-above", "0.01")
     assert done.returncode == 6 and b"bits per byte are more than 0.01" in done.stderr
     assert quick("score", "-m", tiny_gpt2).returncode == 2
+    for words in (["<|endoftext|>", "--documents"], ["hello", "--fail-above", "nan"]):
+        done = quick("score", *words, "-m", tiny_gpt2)
+        assert done.returncode == 2 and b"fault" not in done.stderr
+
+
+def test_a_character_that_the_context_cuts_counts_with_the_bytes_that_are_scored(tiny_gpt2: Path) -> None:
+    checkpoint = load(str(tiny_gpt2))
+    (found,) = score(checkpoint, ["漢" * 400])
+    spelled = sum(len(checkpoint.tokenizer.raw(i)) for i in found.ids)
+    assert found.n_dropped and found.n_bytes == spelled
 
 
 def test_published_scores_of_the_stories_models_come_out(stories260k: Path) -> None:

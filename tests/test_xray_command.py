@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,3 +224,14 @@ def test_a_saved_trace_does_not_steer_the_terminal_nor_end_in_a_fault(call: Call
         code, out, err = call(changed(lambda scan, field=field: scan.update({field: None})))  # type: ignore[misc]
         assert code in (0, 4) and err.count("\n") <= 1 and "fault of gptcli" not in err
         assert code == 0 or "odd.xray is malformed" in err
+
+
+def test_a_trace_goes_through_a_link_and_replaces_nothing_but_files(
+    call: Call, tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link.xray").symlink_to(tmp_path / "target.xray")
+    assert call(TEXT, "-m", tiny_gpt2, "-n", "1", "--save", tmp_path / "link.xray")[0] == 0
+    assert (tmp_path / "link.xray").is_symlink() and (tmp_path / "target.xray").is_file()
+    os.mkfifo(tmp_path / "pipe.xray")
+    code, _, err = call(TEXT, "-m", tiny_gpt2, "-n", "1", "--save", tmp_path / "pipe.xray")
+    assert code == 2 and "no ordinary file" in err and (tmp_path / "pipe.xray").is_fifo()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -113,7 +112,7 @@ def as_json(run: Run, output: Output, *, logprobs: bool) -> None:
         "settings": _settings_json(run),
         "stats": run.stats(),
     }
-    output.line(_dumps(answer))
+    output.json(answer)
     run.close()
 
 
@@ -127,26 +126,24 @@ def as_jsonl(run: Run, output: Output, *, logprobs: bool) -> None:
         "ids": ids,
         "dropped": prompt.n_dropped,
     }
-    output.line(_dumps(start | {"settings": _settings_json(run)}))
+    output.json(start | {"settings": _settings_json(run)})
     try:
         for i, sample in run.samples():
             steps = list[Any]()
             for step in sample:
                 steps.append(step)
-                output.line(
-                    _dumps(
-                        {
-                            "type": "token",
-                            "sample": i,
-                            **_step_json(step, run.strips.get(step.index), top=logprobs),
-                            "released": step.text,
-                        }
-                    )
+                output.json(
+                    {
+                        "type": "token",
+                        "sample": i,
+                        **_step_json(step, run.strips.get(step.index), top=logprobs),
+                        "released": step.text,
+                    }
                 )
-            output.line(_dumps({"type": "done", **_sample_json(run, i, steps, {}, logprobs=False)}))
+            output.json({"type": "done", **_sample_json(run, i, steps, {}, logprobs=False)})
     except KeyboardInterrupt:
         run.interrupted = True
-    output.line(_dumps({"type": "stats", **run.stats()}))
+    output.json({"type": "stats", **run.stats()})
     run.close()
 
 
@@ -181,7 +178,3 @@ def _settings_json(run: Run) -> dict[str, Any]:
     values = {key: setting.value for key, setting in used.items()} | {"seed": run.seed}
     values |= {"device": str(run.checkpoint.device), "dtype": str(run.checkpoint.dtype).removeprefix("torch.")}
     return values | {"logit_bias": [[i, None if math.isinf(b) else b] for i, b in run.sampling.logit_bias]}
-
-
-def _dumps(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)

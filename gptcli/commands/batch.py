@@ -87,12 +87,12 @@ def batch(
                 "index": number,
                 **({"id": wishes[number][1]["id"]} if "id" in wishes[number][1] else {}),
                 "text": "".join(step.text for step in steps),
-                "finish": steps[-1].finish if steps else "length",
+                "finish": steps[-1].finish if steps else None,
                 "n_tokens": len(steps),
                 "seed": requests[number].seed,
             }
             shown.hide()
-            output.line(json.dumps(answer, ensure_ascii=False))
+            output.json(answer)
     except KeyboardInterrupt:
         interrupted = True
     shown.hide()
@@ -106,6 +106,8 @@ def batch(
 def read_wishes(file: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of each line that is not empty. Raises UsageError that names the line, NotFound."""
     try:
+        if file == "-" and sys.stdin is None:
+            raise UsageError("standard input is closed", hint="name a .jsonl file")
         if file == "-":
             lines = sys.stdin.buffer.read().splitlines()
         else:
@@ -121,7 +123,7 @@ def read_wishes(file: str) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         where = f"{file}: line {number}"
         try:
-            wish = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            wish = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), parse_constant=_no_number)
             json.dumps(wish, ensure_ascii=False).encode()  # half a character, written \\ud800, is no text
         except UnicodeDecodeError as error:
             raise UsageError(f"{where}: byte {error.start} is not UTF-8", hint=hint) from None
@@ -139,6 +141,11 @@ def read_wishes(file: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 value = [wish[key]] if key == "stop" and isinstance(wish[key], str) else wish[key]
                 wish[key] = checked(key, value, f"{where}: {key}")
         yield number, wish
+
+
+def _no_number(name: str) -> None:
+    """NaN, Infinity and -Infinity, which Python reads and JSON does not have."""
+    raise ValueError(f"{name} is no number")
 
 
 def _requests(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -106,7 +105,7 @@ def budget(
         machine = measured(pick_device(settings["device"].value))
     answer = reckon(found, terms=terms, n_tokens=n_tokens, n_context=context, machine=machine)
     if as_json:
-        output.line(json.dumps(_json(answer), ensure_ascii=False))
+        output.json(_json(answer))
         return
     from gptcli.render.budget import draw
 

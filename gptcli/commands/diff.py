@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -49,7 +48,7 @@ def diff(
             }
             for m in found.moved
         ]
-        output.line(json.dumps({"before": found.before, "after": found.after, "parameters": values}))
+        output.json({"before": found.before, "after": found.after, "parameters": values})
         return
     from gptcli.render.moved import draw
 

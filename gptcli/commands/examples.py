@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -77,7 +76,7 @@ def examples(
                     "p_before": lesson.p_before,
                     "p_after": lesson.p_after,
                 }
-            output.line(json.dumps(row, ensure_ascii=False))
+            output.json(row)
         return
     pieces = [show(tokenizer.raw(i)) for i in ids]
     from gptcli.render.examples import Guess, draw, draw_plain

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -31,7 +30,7 @@ def families(
         raise UsageError(f"{name!r} is not a family that runs here{reason}", hint="gptcli families lists them")
     if as_json:
         names = {key: {"models": f.models, "prefix": f.prefix, "names": f.names} for key, f in FAMILIES.items()}
-        output.line(json.dumps(names if name is None else names[name]))
+        output.json(names if name is None else names[name])
         return
     from gptcli.render.rosetta import draw_all, draw_one
 

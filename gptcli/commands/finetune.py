@@ -69,8 +69,9 @@ def finetune(
         str, typer.Option("--fields", metavar="NAMES", help="What prompt and completion are called in the .jsonl.")
     ] = ",".join(FIELDS),
     epochs: Annotated[
-        float, typer.Option("--epochs", metavar="X", rich_help_panel=o.RUN, help="Times that everything is shown.")
-    ] = 3.0,
+        float | None,
+        typer.Option("--epochs", metavar="X", rich_help_panel=o.RUN, help="Times that everything is shown. \\[3]"),
+    ] = None,
     steps: Annotated[int | None, o.count("--steps", "Steps instead of --epochs.")] = None,
     batch: Annotated[
         int, typer.Option("--batch", metavar="N", min=1, rich_help_panel=o.RUN, help="Sequences of a step.")
@@ -121,11 +122,16 @@ def finetune(
     if resume:
         if model or data or out is None:
             raise UsageError("--resume goes on with the run in --out DIR, and reads nothing else")
+        if epochs is not None or asked != Asked(compiled=False):
+            raise UsageError(
+                "--resume goes on with the recipe of the run", hint="leave out --steps, --epochs and the like"
+            )
         _run(_resumed(out), out, where, watch)
         return
     if not model or not data:
         raise UsageError("what to train, and on what?", hint="gptcli finetune MODEL DATA... --out DIR")
     o.check_share(validation_share)
+    epochs = 3.0 if epochs is None else epochs
     if epochs <= 0:
         raise UsageError(f"--epochs must be above 0, not {epochs}")
     if (lora_alpha is not None or lora_targets is not None) and lora is None:

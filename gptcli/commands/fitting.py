@@ -80,15 +80,19 @@ def asked_recipe(asked: Asked, recipe: Recipe, n_params: int, device: str) -> Re
     )
 
 
-def empty_out(out: Path | None) -> Path:
-    """The folder of a new run; what a run left that never began may be in it. Raises UsageError otherwise."""
+def empty_out(out: Path | None, *, resumes: bool = True) -> Path:
+    """The folder of a new run; what a run left that never began may be in it. Raises UsageError otherwise.
+
+    resumes: whether the command can go on with a run.
+    """
     if out is None:
         raise UsageError("--out DIR is missing", hint="the model is written there")
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file", hint="choose a new folder")
     unbegun = out.is_dir() and {p.name for p in out.iterdir()} <= {"run"} and not (out / "run" / "recipe.json").exists()
     if out.is_dir() and not unbegun:
-        raise UsageError(f"{out} exists already", hint="choose a new folder, or go on with what is there: --resume")
+        more = ", or go on with what is there: --resume" if resumes else ""
+        raise UsageError(f"{out} exists already", hint=f"choose a new folder{more}")
     return out
 
 

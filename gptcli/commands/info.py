@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Annotated
 
 import typer
@@ -40,7 +39,7 @@ def info(
     output = Output()
     found = card(look(chosen_model(settings), revision=revision, allow=allow_config or ()), n_context=context)
     if as_json:
-        output.line(json.dumps(dataclasses.asdict(found), ensure_ascii=False))
+        output.json(dataclasses.asdict(found))
         return
     from gptcli.render.card import draw
 

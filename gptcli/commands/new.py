@@ -34,7 +34,9 @@ def new(
         bool, typer.Option("--meta", help="Build it in shape only, which takes no memory: gptcli new gpt3 --meta.")
     ] = False,
     out: o.Out = None,
-    seed: Annotated[int, typer.Option("-s", "--seed", metavar="N", min=0, help="Of the random values.")] = 0,
+    seed: Annotated[
+        int, typer.Option("-s", "--seed", metavar="N", min=0, max=2**63 - 1, help="Of the random values.")
+    ] = 0,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
@@ -72,11 +74,13 @@ def new(
 
         made = on_meta(found.config)
     else:
-        found, made = _write(found, empty_out(out), seed=seed, tokenizer=tokenizer, quiet=settings["quiet"].value)
+        found, made = _write(
+            found, empty_out(out, resumes=False), seed=seed, tokenizer=tokenizer, quiet=settings["quiet"].value
+        )
     if as_json:
         c = found.config
         shape = {"n_layer": c.n_layer, "windows": [layer.window for layer in c.layers]}
-        output.line(json.dumps({"name": found.title, "out": out and str(out), **shape, **dataclasses.asdict(made)}))
+        output.json({"name": found.title, "out": out and str(out), **shape, **dataclasses.asdict(made)})
         return
     from gptcli.render.built import draw
 
@@ -89,7 +93,7 @@ def _write(found: Subject, out: Path, *, seed: int, tokenizer: Path | None, quie
     """Saves it; what was asked about as it could be saved, and what was made."""
     hear = (lambda text: None) if quiet else say
     family, config, spelled = _spelling(found, hear)
-    check_fits(4 * config.n_params(), what="the weights")
+    check_fits(4 * config.n_params(), what="the weights", hint="--meta builds it in shape only")
     home = next(folder for folder in out.absolute().parents if folder.is_dir())
     need, free = 4 * config.n_params(), shutil.disk_usage(home).free
     if need > free:

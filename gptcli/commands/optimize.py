@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,7 +96,10 @@ def optimize(
         "file": str(found.file),
         "bytes": found.file.stat().st_size,
     }
-    output.line(json.dumps(figures, ensure_ascii=False) if as_json else _text(figures))
+    if as_json:
+        output.json(figures)
+    else:
+        output.line(_text(figures))
 
 
 @contextmanager

@@ -304,7 +304,8 @@ Out = Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Wh
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 Steps = Annotated[int | None, count("--steps", "The same, counted in steps.")]
 RunSeed = Annotated[
-    int, typer.Option("-s", "--seed", metavar="N", min=0, rich_help_panel=RUN, help="Of all that is random.")
+    int,
+    typer.Option("-s", "--seed", metavar="N", min=0, max=2**63 - 1, rich_help_panel=RUN, help="Of all that is random."),
 ]
 Validation = Annotated[
     list[str] | None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -58,7 +57,7 @@ def params(
             raise UsageError("--table is about GPT-3's eight sizes, and takes no other")
         found = recount()
         if as_json:
-            output.line(json.dumps([_row_json(each) for each in found], ensure_ascii=False))
+            output.json([_row_json(each) for each in found])
             return
         from gptcli.render.params import draw_table
 
@@ -81,7 +80,7 @@ def params(
     if layer is not None:
         counted.of_layer(layer)
     if as_json:
-        output.line(json.dumps(_json(counted, layer), ensure_ascii=False))
+        output.json(_json(counted, layer))
         return
     from gptcli.render.params import draw, draw_layer
 

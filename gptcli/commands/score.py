@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,12 +45,17 @@ def score(
     whole = read_prompt(text, None, file)
     if not whole:
         raise UsageError("there is no text to score", hint="gptcli score TEXT, or -f FILE, or a pipe")
+    if fail_above is not None and math.isnan(fail_above):
+        raise UsageError("--fail-above must be a number")
     from gptcli.corpus import END
     from gptcli.score import score as scores
 
+    texts = [part.strip() for part in whole.split(END) if part.strip()] if documents else [whole]
+    if not texts:
+        raise UsageError("there is no text to score: nothing stands between the separators")
+
     flags = {"model": model, "color": color, "device": device, "dtype": dtype, "quantize": quantize}
     checkpoint, settings = load_chosen(flags, adapter=adapter, revision=revision, rounded="packed")
-    texts = [part.strip() for part in whole.split(END) if part.strip()] if documents else [whole]
     found = list(scores(checkpoint, texts[-last:] if last else texts))
     figures = _figures(found)
     raw = checkpoint.tokenizer.raw
@@ -60,7 +64,7 @@ def score(
             {"id": i, "text": raw(i).decode(errors="replace"), "logprob": logprob}
             for i, logprob in zip(found[0].ids[1:], found[0].logprobs, strict=True)
         ]  # fmt: skip
-        output.line(json.dumps({"model": checkpoint.name, **figures, "token_scores": tokens}, ensure_ascii=False))
+        output.json({"model": checkpoint.name, **figures, "token_scores": tokens})
     else:
         if output.is_terminal and not documents and theme.wants_colour(settings["color"].value, terminal=True):
             from gptcli.render.stream import tinted

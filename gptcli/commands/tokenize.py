@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -43,7 +42,7 @@ def tokenize(
         return
     if as_json:
         tokens = [{"id": i, "piece": tokenizer.piece(i), "bytes": list(tokenizer.raw(i))} for i in found]
-        output.line(json.dumps({"text": whole, "ids": found, "tokens": tokens}, ensure_ascii=False))
+        output.json({"text": whole, "ids": found, "tokens": tokens})
         return
     pieces = [(i, show(tokenizer.raw(i)) if not tokenizer.is_special(i) else tokenizer.piece(i) or "") for i in found]
     special = [tokenizer.is_special(i) for i in found]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,6 @@ if TYPE_CHECKING:
 
 MALFORMED = (TypeError, AttributeError, ValueError, LookupError, ArithmeticError)  # what a wrong record may lead to
 FORMATS = ("text", "json", "ndjson", "svg", "html")
-
-
-def replayed(file: str) -> Scan:
-    """A saved trace, whose strings are a stranger's. Raises NotFound, BadCheckpoint, UsageError."""
-    from gptcli.trace_file import load
-
-    return harmless(load(file))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +52,18 @@ class Show:
 
             extra = tuple(v for v in self.views if v not in ("grid", "track"))
             for frame in [whole(scan, extra)] if self.form == "json" else lines(scan, extra):
-                self.output.line(json.dumps(frame, ensure_ascii=False, allow_nan=False))
+                self.output.json(frame)
             return
         colour = self.form in ("svg", "html") or theme.wants_colour(self.color, terminal=self.output.is_terminal)
         self._write([self._view(scan, name, position, colour=colour) for name in self.views], colour=colour)
 
     def replay(self, file: str) -> None:
         """The same of a saved trace. Raises BadCheckpoint for one whose records are of other kinds than they should."""
-        scan = replayed(file)
+        from gptcli.trace_file import load
+
+        scan = load(file)
+        if self.form not in ("json", "ndjson"):  # whose writer escapes what is to be, and keeps what was
+            scan = harmless(scan)
         try:
             self.scan(scan)
         except MALFORMED as error:
@@ -76,8 +72,9 @@ class Show:
     def difference(self, first: str, second: str) -> None:
         """Compares two traces. Raises UsageError for traces of different models."""
         from gptcli.render.versus import draw
+        from gptcli.trace_file import load
 
-        a, b = replayed(first), replayed(second)
+        a, b = (harmless(load(file)) for file in (first, second))
         if a.fingerprint != b.fingerprint:
             raise UsageError(
                 f"{first} is of {a.model} and {second} of {b.model}: traces of different models are not compared",

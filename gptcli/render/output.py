@@ -8,7 +8,7 @@ import sys
 from typing import TextIO
 
 from gptcli.errors import GptcliError
-from gptcli.render.safe import safe
+from gptcli.render.safe import json_line, safe
 
 
 class ClosedPipe(Exception):
@@ -43,6 +43,10 @@ class Output:
     def line(self, text: str = "") -> None:
         """Writes the text and ends the line."""
         self.write(text + "\n")
+
+    def json(self, value: object) -> None:
+        """Writes one line of JSON."""
+        self.line(json_line(value))
 
 
 def silence() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import re
-from typing import TypeVar
+from typing import Any, TypeVar
 
 # C0 but newline and tab, DEL, C1; line and paragraph separators; soft hyphen, zero-width and bidi controls, BOM, tags;
 # lone surrogates (which is how undecodable bytes of a file name arrive).
@@ -22,6 +24,31 @@ def safe(text: str) -> str:
 def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def json_line(value: object) -> str:
+    """JSON on one line that steers no terminal: what would is spelled \\uXXXX, which means the same.
+
+    NaN and infinity, which JSON does not have, become null.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_numbers(value), ensure_ascii=False)
+    return _UNSAFE.sub(_spell, text)  # outside of strings there is nothing of the kind
+
+
+def _spell(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\u{code:04x}" if code < 0x10000 else json.dumps(match[0])[1:-1]
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_numbers(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 T = TypeVar("T")
