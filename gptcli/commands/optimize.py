@@ -37,8 +37,8 @@ def optimize(
     """Compile the pass of one token for this machine, once, so that every later answer comes faster.
 
     And that of 8 tokens at once, for --lookup and for many texts. It takes a minute to five and needs a C++ compiler.
-    What is made is code without weights, kept in ~/.cache/gptcli/compiled: good for every checkpoint of the same shape,
-    checked against the model itself, found by itself from then on, and safe to delete. With --quantize it is made for
+    What is made is code without weights, kept in ~/.cache/gptcli/compiled: good for every checkpoint of the same shape
+    and layers, checked against the model itself, found by itself from then on, and safe to delete. With --quantize it is made for
     rounded weights.
     """
     flags: dict[str, Any] = {"model": model if model_option is None else model_option}
