@@ -4,9 +4,9 @@
     Decoder ── find ──> Pass | None    the same numbers, without Python between them and two to five times as fast
 
 The file holds code and no weights: these are handed over as they lie in memory, so it is good for every checkpoint of
-the same shape and layers and can never be out of date. Its key is all that the code depends on: the shape, the dtypes, this
-package's own source, torch, the processor. It is loaded by torch's C++ loader, which unpickles nothing; and only from
-a folder that nobody else can write to.
+the same shape and layers and can never be out of date. Its key is all that the code depends on: the shape, the layers,
+the dtypes, this package's own source, torch, the processor. It is loaded by torch's C++ loader, which unpickles
+nothing; and only from a folder that nobody else can write to.
 """
 
 from __future__ import annotations
