@@ -38,8 +38,8 @@ def optimize(
 
     And that of 8 tokens at once, for --lookup and for many texts. It takes a minute to five and needs a C++ compiler.
     What is made is code without weights, kept in ~/.cache/gptcli/compiled: good for every checkpoint of the same shape
-    and layers, checked against the model itself, found by itself from then on, and safe to delete. With --quantize it is made for
-    rounded weights.
+    and layers, checked against the model itself, found by itself from then on, and safe to delete. With --quantize it
+    is made for rounded weights.
     """
     flags: dict[str, Any] = {"model": model if model_option is None else model_option}
     flags |= {"device": "cpu", "dtype": dtype, "quantize": quantize, "quiet": quiet}
