@@ -38,6 +38,7 @@ SHOTS = {
     "track.svg": ['gptcli xray "a robot must obey the orders given it" --token -1'],
     "xray.svg": ['gptcli xray "There was a robot. He must obey the" -n 5'],
     "xray-why.svg": ['gptcli xray "There was a robot. He must obey the" --token 8 --ledger'],
+    "xray-walk.svg": ['gptcli xray "There was a robot. He must obey the" --walk'],
     "xray-strip.svg": ['gptcli "The little robot wanted" --xray -n 10 -t 0'],
     "info.svg": ["gptcli info", 'gptcli tokenize "A robot must obey the orders given it by human beings"'],
     "params.svg": ["gptcli params gpt3", "gptcli params --table"],

@@ -68,11 +68,7 @@ def ledger(trace: Trace, target: Tensor, against: Tensor | None = None) -> Ledge
     if reason := refusal(decoder):
         raise Unsupported(f"there is no ledger of this model: {reason}")
     x = wide(trace.states[-1])
-    w, bias = unembedding(decoder, target)
-    if against is not None:
-        other, other_bias = unembedding(decoder, against)
-        w, bias = w - other, bias - other_bias
-    d, const = through_norm(decoder.final_norm, x, w)
+    d, const = direction(decoder, x, target, against)
     embed = wide(trace.embed)
     position = wide(decoder.pos_embed.weight[: len(x)]) if decoder.pos_embed else None
     names, parts = ["token"], [_along(embed - position if position is not None else embed, d)]
@@ -88,16 +84,26 @@ def ledger(trace: Trace, target: Tensor, against: Tensor | None = None) -> Ledge
     if trace.embed.dtype not in (torch.float32, torch.float64):  # the stream was rounded at every addition
         names.append("rounding")
         parts.append(_along(x - summed, d))
-    raw, capped = _logits(decoder, trace.states[-1], target, against)
+    raw, capped = logits(decoder, trace.states[-1], target, against)
     return Ledger(
         names=tuple(names),
         parts=torch.stack(parts),
-        const=const + bias,
+        const=const,
         logit=raw[0] - raw[1],
         capped=None if capped is None else capped[0] - capped[1],
         direction=d,
         size=raw.abs().sum(0),
     )
+
+
+def direction(decoder: Decoder, x: Tensor, target: Tensor, against: Tensor | None) -> tuple[Tensor, Tensor]:
+    """d and const such that the score, before any cap, is x . d + const. x: [T, C]; ids: [T]. Returns [T, C], [T]."""
+    w, bias = unembedding(decoder, target)
+    if against is not None:
+        other, other_bias = unembedding(decoder, against)
+        w, bias = w - other, bias - other_bias
+    d, const = through_norm(decoder.final_norm, x, w)
+    return d, const + bias
 
 
 def unembedding(decoder: Decoder, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,7 +172,7 @@ def _along(x: Tensor, d: Tensor) -> Tensor:
     return (x * d).sum(-1)
 
 
-def _logits(decoder: Decoder, x: Tensor, target: Tensor, against: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def logits(decoder: Decoder, x: Tensor, target: Tensor, against: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The model's own scores of two tokens, before and after its cap; without a second, 0. x: [T, C]. [2, T] each."""
     ends = [end_of(decoder, capped=False)] + ([end_of(decoder)] if decoder.config.final_softcap is not None else [])
     step, found = max(1, CHUNK // 4 // decoder.config.n_vocab), []

@@ -113,6 +113,34 @@ class Draw:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stop:
+    """One line of a walk: what a part put in by the way that leads through the lines it hangs from."""
+
+    depth: int  # 0: what the answer's score is the sum of; then what that read, and so on
+    name: str  # "word", "place", "L3H2", "L3 mlp", "constant"; "others": all that is not named here
+    position: int  # of the state that was read: whence a head took; for the others, where it stands
+    value: float
+    n_parts: int  # 1, or how many others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """An answer's score followed back to the words, with looks, gates and the norms' statistics as they were."""
+
+    position: int
+    target: int
+    rival: int | None  # None: the logit itself, not its lead
+    score: float  # the model's own, before a soft cap
+    stops: tuple[Stop, ...]  # in the order in which they are drawn
+    words: tuple[float, ...]  # what each token's vector gives through all ways together, [T]
+    places: tuple[float, ...]  # and the learned vector of its place; empty where there is none
+    constant: float  # what no word gives: biases and shifts, through all ways
+    rounding: float  # in 16 bits: what the model's arithmetic lost or won on the way; with the others, the score
+    error: float  # worst of the sums, and of what one layer lost, relative to all that was added up there
+    bound: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class WhatIf:
     """The same text with something switched off or exchanged: pairs are before and after."""
 
@@ -217,6 +245,7 @@ class Scan:
     roles: Roles | None = None
     occlusion: Occlusion | None = None
     draw: Draw | None = None
+    walk: Walk | None = None
     what_if: WhatIf | None = None
     mosaic: Mosaic | None = None
 

@@ -21,7 +21,15 @@ TENSORS = {
     *("gptcli.cache", "gptcli.checkpoint", "gptcli.compare", "gptcli.data", "gptcli.generation", "gptcli.lora"),
     *("gptcli.model", "gptcli.optimizer", "gptcli.rope", "gptcli.sample", "gptcli.saves", "gptcli.score"),
     *("gptcli.train", "gptcli.attention", "gptcli.trace", "gptcli.lens", "gptcli.divergence", "gptcli.ledger"),
-    *("gptcli.whatif", "gptcli.occlusion", "gptcli.scan", "gptcli.draws", "gptcli.strips", "gptcli.tour.guide"),
+    *(
+        "gptcli.whatif",
+        "gptcli.walk",
+        "gptcli.occlusion",
+        "gptcli.scan",
+        "gptcli.draws",
+        "gptcli.strips",
+        "gptcli.tour.guide",
+    ),
     *("gptcli.batch", "gptcli.certain", "gptcli.joining", "gptcli.rows", "gptcli.together"),
 }
 TERMINAL = {"rich", "typer"}
@@ -42,7 +50,7 @@ FLOORS = [
     ("trace",),
     ("lens",),
     ("ledger", "occlusion", "strips"),
-    ("whatif", "scan", "trace_file", "xray_json"),
+    ("whatif", "walk", "scan", "trace_file", "xray_json"),
     ("draws",),
     ("tour",),
     ("render",),

@@ -128,6 +128,10 @@ class Show:
                 place = read_place(f"L{self.head[0]}H{self.head[1]}")
                 check_place(place, n_layer=scan.n_layer, n_head=scan.n_head)
             return heads.draw(scan, position, head=self.head, colour=colour, most_rows=rows)
+        if name == "walk":
+            from gptcli.render import walk
+
+            return walk.draw(scan, kept, colour=colour)
         from gptcli.render import changes
 
         if name == "occlusion":

@@ -54,7 +54,7 @@ def xray(
     ] = None,
     grid: Annotated[bool, view("--grid", "The elevator: tokens across, layers up. The default.")] = False,
     ledger: Annotated[bool, view("--ledger", "Why this token and not the next best: what each part wrote.")] = False,
-    alone: Annotated[bool, view("--alone", "The ledger of the token's own logit, against no other.")] = False,
+    alone: Annotated[bool, view("--alone", "Ledger or walk of the token's own logit, against no other.")] = False,
     attention: Annotated[bool, view("--attention", "Where each head looks.")] = False,
     head: Annotated[
         str | None, typer.Option("--head", metavar="L5H2", rich_help_panel=VIEW, help="One head's whole pattern.")
@@ -62,6 +62,7 @@ def xray(
     roles: Annotated[bool, view("--roles", "What heads are for, measured on random tokens said twice.")] = False,
     norms: Annotated[bool, view("--norms", "How long the vectors are, and how writes lie to them.")] = False,
     occlusion: Annotated[bool, view("--occlusion", "Which tokens of the text the answer rests on.")] = False,
+    walk: Annotated[bool, view("--walk", "Whence the token came: back through heads and MLPs to the words.")] = False,
     sampling: Annotated[bool, view("--sampling", "How the token was drawn: temperature, filters, number.")] = False,
     sub: Annotated[bool, view("--sub", "Rows between attention and MLP too.")] = False,
     at: Annotated[
@@ -118,12 +119,13 @@ def xray(
     if one_head and one_head.part != "head":
         raise UsageError(f"--head {head!r} is no head", hint="for example --head L5H2")
     asked = {
-        "grid": grid, "ledger": ledger or alone, "attention": attention or head is not None, "roles": roles,
-        "norms": norms, "occlusion": occlusion, "draw": sampling, "mosaic": sweep is not None,
+        "grid": grid, "ledger": ledger or (alone and not walk), "attention": attention or head is not None,
+        "roles": roles, "norms": norms, "occlusion": occlusion, "walk": walk, "draw": sampling,
+        "mosaic": sweep is not None,
     }  # fmt: skip
     views = [name for name, on in asked.items() if on]
     if wanted and (
-        whole := [f"--{name}" for name in ("roles", "occlusion") if asked[name]] + ["--sweep"] * bool(sweep)
+        whole := [f"--{name}" for name in ("roles", "occlusion", "walk") if asked[name]] + ["--sweep"] * bool(sweep)
     ):
         hint = f"leave out {whole[0]}, or --ablate and --patch"
         raise UsageError(f"{whole[0]} is of the model as it is, and not of one with parts switched off", hint=hint)
@@ -221,6 +223,11 @@ class _Job:
             more["occlusion"] = Occlusion(
                 position=position, target=target, neutral=neutral, loss=tuple(float(x) for x in loss)
             )
+        if "walk" in views or (self.keep and not self.wanted and not found.check.no_ledger):
+            from gptcli.walk import walk
+
+            rival = None if self.show.alone else found.rivals[position]
+            more["walk"] = walk(done.trace, position, found.answers[position], rival)
         if done.steps and ("draw" in views or self.keep):
             from gptcli.draws import draw_of
 
@@ -281,7 +288,7 @@ class _Job:
 def _ids(record: Any) -> set[int]:
     """Tokens that a record names."""
     names = ("target", "rival", "neutral", "chosen")
-    ids = {getattr(record, name) for name in names if hasattr(record, name)}
+    ids = {id for name in names if (id := getattr(record, name, None)) is not None}
     for name in ("before", "after", "best"):
         value = getattr(record, name, ())
         ids |= set(value) if isinstance(value, tuple) else {int(x) for row in value.rows() for x in row}
