@@ -281,10 +281,15 @@ def _name(dtype: torch.dtype) -> str:
 
 
 @torch.inference_mode()
-def roles(checkpoint: Checkpoint, *, n: int = 24, seed: int = 0) -> Roles:
-    """What each head does on n random tokens said twice, behind the start token if there is one."""
+def roles(checkpoint: Checkpoint, *, n: int = 24, seed: int = 0) -> Roles | None:
+    """What each head does on n random tokens said twice, behind the start token if there is one.
+
+    None for a model whose context has no room for two tokens twice, or whose vocabulary has fewer.
+    """
     c, first = checkpoint.config, [] if checkpoint.start_id is None else [checkpoint.start_id]
-    n = min(n, (c.n_ctx - len(first)) // 2)
+    n = min(n, (c.n_ctx - len(first)) // 2, checkpoint.n_tokens)
+    if n < 2:
+        return None
     drawn = torch.randperm(checkpoint.n_tokens, generator=torch.Generator().manual_seed(seed))[:n].tolist()
     ids = [*first, *drawn, *drawn]
     trace = Trace(checkpoint.decoder, ids=ids)

@@ -108,6 +108,12 @@ def test_a_saved_trace_is_the_scan(checkpoint: Checkpoint, tmp_path: Path) -> No
     assert (tmp_path / "again.xray").read_bytes() == (tmp_path / "run.xray").read_bytes()
 
 
+def test_a_context_without_room_for_two_tokens_twice_has_no_roles(checkpoint: Checkpoint) -> None:
+    for n_ctx, measured in ((4, False), (5, True)):  # and the start token
+        short = dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, n_ctx=n_ctx))
+        assert (roles(short) is not None) == measured
+
+
 def test_a_trace_is_a_safetensors_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
     from safetensors import safe_open
 

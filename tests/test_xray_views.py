@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.cells import cell_len
 from rich.style import Style
 from xray_checks import IDS
@@ -18,8 +19,8 @@ from gptcli import Sampling, load
 from gptcli.draws import draw_of
 from gptcli.generation import prepare
 from gptcli.occlusion import occlusion
-from gptcli.records_xray import Mosaic, Occlusion, Scan, WhatIf
-from gptcli.render import changes, grid, heads, ledger, lengths, theme, track, versus
+from gptcli.records_xray import Mosaic, Occlusion, Roles, Scan, WhatIf
+from gptcli.render import changes, grid, heads, ledger, lengths, theme, track, versus, walk
 from gptcli.render.cell import (
     bar,
     believed,
@@ -35,6 +36,7 @@ from gptcli.render.cell import (
     window,
 )
 from gptcli.scan import roles, run, scan, table
+from gptcli.walk import walk as walk_back
 from gptcli.whatif import sweep
 
 SGR = re.compile(r"\x1b\[[0-9;]*m")
@@ -56,6 +58,7 @@ def found(tiny_gpt2: Path) -> Scan:
     pieces = {id: WILD[i % len(WILD)] if i % 3 else raw for i, (id, raw) in enumerate(made.pieces.items())}
     return dataclasses.replace(
         made, pieces=pieces, roles=roles(checkpoint, n=8), draw=draw_of(checkpoint, done, 2, sampling),
+        walk=walk_back(done.trace, 16, made.answers[16], made.rivals[16]),
         occlusion=Occlusion(position=13, target=made.answers[13], neutral=5, loss=loss),
         mosaic=Mosaic(what="heads", how="zero", target=7, rival=8, logprob=table(swept.logprob), lead=table(swept.lead),
                       direct=table(swept.direct), best=table(swept.best)),
@@ -74,6 +77,7 @@ VIEWS: dict[str, Callable[..., Any]] = {
     "attention": lambda s, colour: heads.draw(s, 13, head=None, colour=colour),
     "head": lambda s, colour: heads.draw(s, 13, head=(1, 2), colour=colour),
     "roles": lambda s, colour: heads.draw_roles(s, s.roles, colour=colour),
+    "walk": lambda s, colour: walk.draw(s, s.walk, colour=colour),
     "norms": lambda s, colour: lengths.draw(s, 13, colour=colour),
     "occlusion": lambda s, colour: changes.draw_occlusion(s, s.occlusion, colour=colour),
     "draw": lambda s, colour: changes.draw_draw(s, s.draw, colour=colour),
@@ -94,6 +98,20 @@ def test_a_view_fits_its_width_and_cannot_steer_the_terminal(found: Scan, view: 
             assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", line), line
     assert "lens(last) = logits ✓" in plain and "ledger error ✓" in plain
     assert "0.00 " not in plain.replace("+0.00", "").replace("−0.00", "")  # <.01 is said so
+
+
+def test_heads_that_have_a_role_are_called_by_it(found: Scan) -> None:
+    """Where a head rests is no role; without a measurement there is none."""
+    L, H = found.n_layer, found.n_head
+    share = {"previous": 0.1, "duplicate": 0.05, "induction": 0.31, "sink": 0.5}
+    made = Roles(n_tokens=8, **{name: table(torch.full((L, H), x)) for name, x in share.items()})
+    for views in (("ledger", "head", "walk"), ("roles",)):
+        for view in views:
+            drawn = theme.drawn(VIEWS[view](dataclasses.replace(found, roles=made), False), colour=False, width=200)
+            assert ("⊥ .50" if view == "roles" else "induction .31") in drawn
+    for view in ("ledger", "head", "walk"):
+        drawn = theme.drawn(VIEWS[view](dataclasses.replace(found, roles=None), False), colour=False, width=200)
+        assert "induction" not in drawn
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])

@@ -213,8 +213,10 @@ class _Job:
 
         more: dict[str, Any] = {}
         views = self.show.views
-        if "roles" in views:
+        if self.keep or {"roles", "ledger", "walk", "attention"} & {*views}:  # the views that name heads say what for
             more["roles"] = roles(self.checkpoint)
+            if "roles" in views and more["roles"] is None:
+                raise UsageError("this model's context has no room for two tokens said twice: no roles can be measured")
         if "occlusion" in views or (self.keep and not self.wanted):
             from gptcli.occlusion import neutral_token, occlusion
 

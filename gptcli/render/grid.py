@@ -134,6 +134,9 @@ class Grid:
             items += ["p: ▁ to █, 0 to 1", f"{FAR} {FAR_NATS:.0f} nats or more of KL from the final answer"]
         items += [f"{DECIDED} decided here", f"{STANDS} already the final answer", "· a space"]
         items += ["emb: the token's vector", "L0: after layer 0"]
+        middle, names = sorted(self._scan.depth)[self._scan.n_positions // 2], self._scan.cells.rows
+        if middle < len(names) and self._scan.n_positions > 2:
+            items.append(f"half of the tokens decided by {names[middle]}")
         n_rows, n_all = sum(cells is self._scan.cells for cells, _, _ in rows), len(self._scan.cells.rows)
         if n_rows < n_all:
             items.append(f"{n_rows} of {n_all} rows (--every 1: all)")

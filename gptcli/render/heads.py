@@ -97,7 +97,8 @@ def draw(
     layer, h = head
     row = found.patterns.row(layer, h, position)
     title = Text.assemble(
-        (f"L{layer}H{h} ", "bold"), (f"from {label(scan, scan.ids[position])}, position {position}; ", "dim"),
+        (f"L{layer}H{h} ", "bold"), f"{called(scan, layer, h)} ".lstrip(),
+        (f"from {label(scan, scan.ids[position])}, position {position}; ", "dim"),
         (f"{SINK} {probability(found.sink.number(layer, h))} of all it looks goes to position 0", "dim"),
     )  # fmt: skip
     lines = []
@@ -115,6 +116,24 @@ def draw(
 ROLES = {"previous": "P", "duplicate": "D", "induction": "I", "sink": SINK}
 
 
+LEAST = 0.2  # a mean share below which a head has no role to speak of
+
+
+def role_of(roles: Roles, layer: int, head: int, *, without: str = "") -> tuple[str, float]:
+    """What a head does most, and how much of its attention that takes."""
+    scores = {role: getattr(roles, role).number(layer, head) for role in ROLES if role != without}
+    role = max(scores, key=lambda r: scores[r])
+    return role, scores[role]
+
+
+def called(scan: Scan, layer: int, head: int) -> str:
+    """`induction .71`, to stand beside a head's name; nothing where it does little, or where it was not measured."""
+    if scan.roles is None:
+        return ""
+    role, share = role_of(scan.roles, layer, head, without="sink")  # where it rests is no work
+    return f"{role} {probability(share).removeprefix('0')}" if share >= LEAST else ""
+
+
 def draw_roles(scan: Scan, found: Roles, *, colour: bool) -> RenderableType:
     """Every head's strongest role and its score."""
     lines = [
@@ -124,10 +143,8 @@ def draw_roles(scan: Scan, found: Roles, *, colour: bool) -> RenderableType:
     for i in reversed(range(scan.n_layer)):
         line = Text.assemble((f"{f'L{i}':>5} ", "dim"))
         for h in range(scan.n_head):
-            scores = {role: getattr(found, role).number(i, h) for role in ROLES}
-            role = max(scores, key=lambda r: scores[r])
-            p = scores[role]
-            style = "dim" if p < 0.2 else shaded(p) if colour else "bold"
+            role, p = role_of(found, i, h)
+            style = "dim" if p < LEAST else shaded(p) if colour else "bold"
             line.append(f" {ROLES[role]} {probability(p).removeprefix('0'):<3}", style)
             line.append(" ")
         lines.append(line)

@@ -9,6 +9,7 @@ from gptcli.records_xray import Book, Scan
 from gptcli.render import theme
 from gptcli.render.cell import Columns, chip, label, signed, two_sided
 from gptcli.render.check import footer
+from gptcli.render.heads import called
 
 BAR = 14
 MOST_HEADS = 10
@@ -65,7 +66,11 @@ def _heads(scan: Scan, book: Book, position: int, *, colour: bool) -> list[Rende
                 sources.append(f"{label(scan, scan.ids[j])}")
                 sources.append(f"@{j} {signed(part)}  ", "dim")
         sources.append(f"others {signed(rest)}", "dim")
+        if role := called(scan, i, h):
+            sources.append(f"  {role}", "dim")
         table.add_row(f"L{i}H{h}", signed(x), two_sided(x, most, BAR // 2, colour=colour), sources)
     head = Text.assemble(("heads ", "bold"))
-    head.append(f"the {min(MOST_HEADS, len(found))} largest of {len(found)}, and what each took from where", "dim")
+    head.append(
+        f"the {min(MOST_HEADS, len(found))} largest of {len(found)}, what each took from where, and its role", "dim"
+    )
     return [head, table]

@@ -9,6 +9,7 @@ from gptcli.records_xray import Scan, Stop, Walk
 from gptcli.render import theme
 from gptcli.render.cell import Columns, Flow, chip, fit, label, signed, two_sided
 from gptcli.render.check import footer
+from gptcli.render.heads import called
 
 BAR = 10
 MOST_WORDS = 8
@@ -29,6 +30,8 @@ def draw(scan: Scan, walk: Walk, *, colour: bool) -> RenderableType:
         "a line is what came by way of the lines it hangs from; those below it are its sum",
         "how looks and gates came to be so is not followed",
     ]
+    if any("H" in stop.name and _role(scan, stop) for stop in walk.stops):
+        notes.append("previous, duplicate, induction: a head's role, its share of attention (--roles)")
     check = f"walk ✓ {walk.error:.0e}"
     return Group(
         _title(scan, walk, colour=colour), tree, Text(), *_words(scan, walk, colour=colour), Flow(notes),
@@ -75,7 +78,15 @@ def _name(scan: Scan, stop: Stop, *, colour: bool) -> Text:
     ground = theme.PROMPT if stop.position < scan.n_prompt else theme.ANSWER
     word = chip(label(scan, scan.ids[stop.position]), ground, colour=colour)
     text = Text("the word " if stop.name == "word" else f"{stop.name} from ")
-    return text.append_text(word).append(where, "dim")
+    text.append_text(word).append(where, "dim")
+    if stop.name != "word":
+        text.append(f" {_role(scan, stop)}".rstrip(), "dim")
+    return text
+
+
+def _role(scan: Scan, stop: Stop) -> str:
+    layer, head = stop.name[1:].split("H")
+    return called(scan, int(layer), int(head))
 
 
 def _words(scan: Scan, walk: Walk, *, colour: bool) -> list[RenderableType]:
