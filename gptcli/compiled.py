@@ -30,7 +30,7 @@ from gptcli.cache import Cache
 from gptcli.errors import GptcliError
 from gptcli.linear import GROUP
 from gptcli.model import Decoder
-from gptcli.user_cache import is_ours, user_cache, written
+from gptcli.user_cache import in_use, is_ours, user_cache, written
 
 SOURCES = ("model.py", "linear.py", "rope.py", "cache.py", "compiled.py", "few.py", "config.py", "quantize.py")
 FORMAT = 3
@@ -135,7 +135,7 @@ def find(decoder: Decoder) -> Pass | None:
 def opened(kind: Callable[[Decoder, Path], T], decoder: Decoder, file: Path) -> T | None:
     """The pass that a file holds; None if it is not there, not ours, or does not load."""
     try:
-        return kind(decoder, file) if is_ours(file) else None
+        return kind(decoder, in_use(file)) if is_ours(file) else None
     except (OSError, RuntimeError, KeyError):
         return None
 

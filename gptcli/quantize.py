@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gptcli.errors import UsageError
 from gptcli.linear import GROUP, Int4, Int8, Linear
 from gptcli.model import Decoder, Head
-from gptcli.user_cache import is_ours, user_cache, written
+from gptcli.user_cache import in_use, is_ours, user_cache, written
 
 if TYPE_CHECKING:
     from gptcli.layout import Layout
@@ -102,7 +102,7 @@ def restore(decoder: Decoder, file: Path, dtype: torch.dtype) -> bool:
     if not is_ours(file):
         return False
     try:
-        with safe_open(file, framework="pt", backend="pread") as stored:
+        with safe_open(in_use(file), framework="pt", backend="pread") as stored:
             found = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         for name, linear in _matrices(decoder):
             bias = linear.bias is not None

@@ -1,0 +1,61 @@
+"""The user's cache: written whole, believed only if nobody else can have written it, cleared of what nobody uses."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from gptcli.user_cache import UNUSED, in_use, is_ours, user_cache, written
+
+DAY = 24 * 3600.0
+
+
+def aged(file: Path, days: float) -> Path:
+    file.write_bytes(b"old")
+    then = time.time() - days * DAY
+    os.utime(file, (then, then))
+    return file
+
+
+def test_it_lies_where_xdg_says_and_a_relative_place_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert user_cache("compiled") == Path("/somewhere/gptcli/compiled")
+    monkeypatch.setenv("XDG_CACHE_HOME", "somewhere")
+    assert user_cache("compiled") == Path.home() / ".cache/gptcli/compiled"
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "kept" / "a.bin"
+    with pytest.raises(ZeroDivisionError), written(file) as made:
+        made.write_bytes(b"half")
+        raise ZeroDivisionError
+    assert not file.exists() and not [*file.parent.iterdir()]
+    with written(file) as made:
+        made.write_bytes(b"whole")
+        assert not file.exists()
+    assert file.read_bytes() == b"whole" and [*file.parent.iterdir()] == [file]
+    assert is_ours(file)
+    file.chmod(0o666)
+    assert not is_ours(file)
+
+
+def test_what_nobody_has_used_for_long_goes_when_something_new_comes(tmp_path: Path) -> None:
+    stale, fresh, used = (aged(tmp_path / name, days) for name, days in (("a", 91), ("b", 89), ("c", 91)))
+    unfinished = tmp_path / ".making-x"
+    unfinished.mkdir()
+    (unfinished / "part").write_bytes(b"1")
+    then = time.time() - UNUSED - DAY
+    os.utime(unfinished, (then, then))
+    outside = aged(tmp_path.parent / f"{tmp_path.name}-outside", 0)
+    link = tmp_path / "link"
+    link.symlink_to(outside)
+    os.utime(link, (then, then), follow_symlinks=False)
+    in_use(used)
+    with written(tmp_path / "new") as made:
+        made.write_bytes(b"new")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["b", "c", "new"]
+    assert fresh.exists() and not stale.exists()
+    assert outside.read_bytes() == b"old"  # a link goes, not what it leads to
