@@ -10,11 +10,13 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
-from programs import PROGRAM, environment, gptcli, in_terminal
+from programs import PROGRAM, environment, gptcli, in_terminal, quick
 
 GREEDY = ("-t", "0", "-q")
 
@@ -60,7 +62,7 @@ def complaint(done: subprocess.CompletedProcess[bytes]) -> str:
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(tiny_gpt2: Path, arguments: list[str], says: str) -> None:
-    done = gptcli("generate", "hello", "-m", tiny_gpt2, *arguments)
+    done = quick("generate", "hello", "-m", tiny_gpt2, *arguments)
     assert done.returncode == 2
     assert says in complaint(done)
 
@@ -92,7 +94,7 @@ def test_no_model_at_all_is_exit_code_3_and_says_how_to_name_one(monkeypatch: py
 @pytest.mark.parametrize("command", ["generate", "info"])
 def test_a_checkpoint_that_is_not_supported_is_exit_code_4(tmp_path: Path, command: str) -> None:
     folder = tiny.write_gpt2(tmp_path / "model", model_type="mamba")
-    done = gptcli(command, "-m", folder)
+    done = quick(command, "-m", folder)
     assert done.returncode == 4 and "recurrent state" in complaint(done)
 
 
@@ -109,14 +111,14 @@ def test_a_checkpoint_that_does_not_fit_is_exit_code_5(tmp_path: Path) -> None:
     text = json.dumps(header).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
     os.truncate(folder / "model.safetensors", 8 + len(text) + end)
-    done = gptcli("generate", "hello", "-m", folder)
+    done = quick("generate", "hello", "-m", folder)
     assert done.returncode == 5 and "the weights need 137 GB" in complaint(done)
 
 
 def test_weights_that_are_not_numbers_are_exit_code_1_and_the_layer_is_named(tmp_path: Path) -> None:
     tensors = tiny.gpt2_tensors()
     tensors["h.1.mlp.c_proj.bias"][3] = float("nan")
-    done = gptcli("generate", "hello", "-m", tiny.write_gpt2(tmp_path / "model", tensors), "-q")
+    done = quick("generate", "hello", "-m", tiny.write_gpt2(tmp_path / "model", tensors), "-q")
     assert done.returncode == 1
     assert "the MLP in layer 1 is the first that is not finite" in complaint(done)
 
@@ -129,8 +131,8 @@ def test_a_traceback_is_shown_only_to_those_who_ask_for_it() -> None:
 # --- the prompt ------------------------------------------------------------------------------------------------------
 
 
-def text_of(*arguments: str | Path, stdin: bytes = b"") -> bytes:
-    done = gptcli(*arguments, "-n", "8", *GREEDY, stdin=stdin)
+def text_of(*arguments: str | Path, stdin: bytes = b"", run: Callable[..., Any] = quick) -> bytes:
+    done = run(*arguments, "-n", "8", *GREEDY, stdin=stdin)
     assert (done.returncode, done.stderr) == (0, b""), done.stderr
     return done.stdout
 
@@ -138,19 +140,19 @@ def text_of(*arguments: str | Path, stdin: bytes = b"") -> bytes:
 def test_a_prompt_is_the_same_however_it_comes(tiny_gpt2: Path, tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_text("hello on\n")
     m = ("-m", tiny_gpt2)
-    expected = text_of("generate", "hello on", *m)
+    expected = text_of("generate", "hello on", *m, run=gptcli)
     assert expected
     assert text_of("hello on", *m) == expected
     assert text_of("generate", "-p", "hello on", *m) == expected
     assert text_of("generate", "-f", tmp_path / "prompt.txt", *m) == expected
     assert text_of("generate", *m, stdin=b"hello on\n") == expected
     assert text_of("generate", "-", *m, stdin=b"hello on\r\n") == expected
-    assert text_of(*m, stdin=b"hello on") == expected
+    assert text_of(*m, stdin=b"hello on", run=gptcli) == expected
 
 
 def test_piped_text_comes_before_the_argument_unless_asked_otherwise(tiny_gpt2: Path) -> None:
     def prompt(*more: str) -> str:
-        done = gptcli("generate", "question", "-m", tiny_gpt2, "-n", "1", "--json", *more, stdin=b"context\n")
+        done = quick("generate", "question", "-m", tiny_gpt2, "-n", "1", "--json", *more, stdin=b"context\n")
         return str(json.loads(done.stdout)["prompt"]["text"])
 
     assert prompt() == "context\nquestion"
@@ -159,7 +161,7 @@ def test_piped_text_comes_before_the_argument_unless_asked_otherwise(tiny_gpt2: 
 
 def test_escapes_are_read_only_when_asked_for(tiny_gpt2: Path) -> None:
     def prompt(*more: str) -> str:
-        done = gptcli("generate", r"a\tb\n\u00e9\q", "-m", tiny_gpt2, "-n", "1", "--json", *more)
+        done = quick("generate", r"a\tb\n\u00e9\q", "-m", tiny_gpt2, "-n", "1", "--json", *more)
         return str(json.loads(done.stdout)["prompt"]["text"])
 
     assert prompt() == r"a\tb\n\u00e9\q"
@@ -167,7 +169,7 @@ def test_escapes_are_read_only_when_asked_for(tiny_gpt2: Path) -> None:
 
 
 def test_without_a_prompt_the_model_starts_from_its_start_token(tiny_gpt2: Path) -> None:
-    done = gptcli("generate", "-m", tiny_gpt2, "-n", "4", "-t", "0", "--json")
+    done = quick("generate", "-m", tiny_gpt2, "-n", "4", "-t", "0", "--json")
     assert json.loads(done.stdout)["prompt"] == {"text": "", "ids": [0], "dropped": 0}
     assert len(json.loads(done.stdout)["samples"][0]["ids"]) == 4
 
@@ -187,21 +189,21 @@ def test_a_prompt_that_is_not_utf8_is_named_with_its_byte_and_place(tiny_gpt2: P
 
 
 def test_a_prompt_beyond_the_context_is_an_error_with_the_numbers(tiny_gpt2: Path) -> None:
-    done = gptcli("generate", "w" * 70, "-m", tiny_gpt2)
+    done = quick("generate", "w" * 70, "-m", tiny_gpt2)
     assert done.returncode == 2 and "70" in complaint(done) and "64" in complaint(done)
 
 
 def test_overflow_truncate_drops_the_oldest_and_says_how_many(tiny_gpt2: Path) -> None:
-    done = gptcli("generate", "w" * 70, "-m", tiny_gpt2, "--overflow", "truncate", "-n", "10", "-t", "0")
+    done = quick("generate", "w" * 70, "-m", tiny_gpt2, "--overflow", "truncate", "-n", "10", "-t", "0")
     assert done.returncode == 0 and b"the 16 oldest tokens of the prompt were dropped" in done.stderr
 
 
 def test_overflow_slide_goes_on_beyond_the_context(tiny_gpt2: Path) -> None:
-    done = gptcli(
+    done = quick(
         "generate", "hello", "-m", tiny_gpt2, "--overflow", "slide", "-n", "200", "--ignore-eos", "--json", "-s", "1"
     )
     assert len(json.loads(done.stdout)["samples"][0]["ids"]) == 200
-    done = gptcli("generate", "hello", "-m", tiny_gpt2, "-n", "200", "--ignore-eos", "-s", "1", "--no-stream")
+    done = quick("generate", "hello", "-m", tiny_gpt2, "-n", "200", "--ignore-eos", "-s", "1", "--no-stream")
     assert done.returncode == 0 and b"the context of 64 tokens is full" in done.stderr
 
 
@@ -210,19 +212,19 @@ def test_overflow_slide_goes_on_beyond_the_context(tiny_gpt2: Path) -> None:
 
 def test_a_pipe_gets_the_model_s_text_and_nothing_else(tiny_gpt2: Path) -> None:
     m = ("generate", "hello", "-m", tiny_gpt2, "-n", "20", "-s", "3")
-    plain, as_json = gptcli(*m), json.loads(gptcli(*m, "--json").stdout)
+    plain, as_json = gptcli(*m), json.loads(quick(*m, "--json").stdout)
     assert plain.stdout.decode() == as_json["samples"][0]["text"] != ""
-    assert gptcli(*m, "--no-stream").stdout == plain.stdout
-    assert gptcli(*m, "--echo").stdout == b"hello" + plain.stdout
+    assert quick(*m, "--no-stream").stdout == plain.stdout
+    assert quick(*m, "--echo").stdout == b"hello" + plain.stdout
     assert plain.stderr == b""  # the seed was given, so there is nothing to say
 
 
 def test_a_random_seed_is_reported_and_gives_the_same_text_again(tiny_gpt2: Path) -> None:
     m = ("generate", "hello", "-m", tiny_gpt2, "-n", "20")
-    first, other = gptcli(*m), gptcli(*m)
+    first, other = gptcli(*m), quick(*m)
     word, seed = first.stderr.decode().removeprefix("gptcli: ").split()
-    assert word == "seed" and gptcli(*m, "-s", seed).stdout == first.stdout != other.stdout
-    assert gptcli(*m, "-q").stderr == b""
+    assert word == "seed" and quick(*m, "-s", seed).stdout == first.stdout != other.stdout
+    assert quick(*m, "-q").stderr == b""
 
 
 def test_text_flows_chunk_by_chunk_and_no_character_is_ever_split(tmp_path: Path) -> None:
@@ -252,24 +254,24 @@ def test_text_flows_chunk_by_chunk_and_no_character_is_ever_split(tmp_path: Path
 
 def test_stop_strings_are_found_across_tokens_and_not_shown(tiny_gpt2: Path) -> None:
     m = ("generate", "hello", "-m", tiny_gpt2, "-n", "30", "-s", "3")
-    whole = gptcli(*m).stdout.decode()
+    whole = quick(*m).stdout.decode()
     stop = whole[7:10]
-    done = json.loads(gptcli(*m, "--stop", "never", "--stop", stop, "--json").stdout)["samples"][0]
+    done = json.loads(quick(*m, "--stop", "never", "--stop", stop, "--json").stdout)["samples"][0]
     assert (done["text"], done["finish"]) == (whole[: whole.index(stop)], "stop")
 
 
 def test_samples_are_the_same_together_and_alone(tiny_gpt2: Path) -> None:
     m = ("generate", "hello", "-m", tiny_gpt2, "-n", "25")
-    together = json.loads(gptcli(*m, "--num-samples", "3", "-s", "40", "--json").stdout)["samples"]
+    together = json.loads(quick(*m, "--num-samples", "3", "-s", "40", "--json").stdout)["samples"]
     assert [sample["seed"] for sample in together] == [40, 41, 42]
     assert len({sample["text"] for sample in together}) == 3
     for sample in together:
-        assert gptcli(*m, "-s", str(sample["seed"])).stdout.decode() == sample["text"]
+        assert quick(*m, "-s", str(sample["seed"])).stdout.decode() == sample["text"]
 
 
 def test_logit_bias_bans_and_forces_tokens_by_id_and_by_text(tiny_gpt2: Path) -> None:
     def ids(*more: str) -> list[int]:
-        done = gptcli("generate", "hello", "-m", tiny_gpt2, "-n", "6", "--json", "-s", "1", *more)
+        done = quick("generate", "hello", "-m", tiny_gpt2, "-n", "6", "--json", "-s", "1", *more)
         return list(json.loads(done.stdout)["samples"][0]["ids"])
 
     vocabulary = tiny.vocabulary()
@@ -280,14 +282,14 @@ def test_logit_bias_bans_and_forces_tokens_by_id_and_by_text(tiny_gpt2: Path) ->
 
 def test_the_end_token_ends_a_text_unless_it_is_ignored(tiny_gpt2: Path) -> None:
     m = ("generate", "hello", "-m", tiny_gpt2, "-n", "5", "--logit-bias", "0=1000", "--json")
-    ended = json.loads(gptcli(*m).stdout)["samples"][0]
+    ended = json.loads(quick(*m).stdout)["samples"][0]
     assert (ended["ids"], ended["text"], ended["finish"]) == ([0], "", "eos")
-    went_on = json.loads(gptcli(*m, "--ignore-eos").stdout)["samples"][0]
+    went_on = json.loads(quick(*m, "--ignore-eos").stdout)["samples"][0]
     assert (went_on["ids"], went_on["finish"]) == ([0] * 5, "length")
 
 
 def test_json_lines_can_be_read_along(tiny_gpt2: Path) -> None:
-    done = gptcli("generate", "hello", "-m", tiny_gpt2, "-n", "12", "-s", "2", "--jsonl", "--logprobs", "3")
+    done = quick("generate", "hello", "-m", tiny_gpt2, "-n", "12", "-s", "2", "--jsonl", "--logprobs", "3")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["type"] for line in lines] == ["prompt", *["token"] * 12, "done", "stats"]
     tokens = lines[1:13]
@@ -300,14 +302,14 @@ def test_json_lines_can_be_read_along(tiny_gpt2: Path) -> None:
 
 def test_what_other_tools_call_an_option_is_accepted(tiny_gpt2: Path) -> None:
     m = ("hello", "-m", tiny_gpt2, "-q", "-s", "1")
-    theirs = gptcli(*m, "--temp=0.7", "--n-predict", "6", "--repeat-penalty", "1.2")
-    assert theirs.stdout == gptcli(*m, "-t", "0.7", "-n", "6", "--repetition-penalty", "1.2").stdout != b""
-    done = gptcli("generate", "-m", tiny_gpt2, "-n", "1", "--json", "--", "--temp")
+    theirs = quick(*m, "--temp=0.7", "--n-predict", "6", "--repeat-penalty", "1.2")
+    assert theirs.stdout == quick(*m, "-t", "0.7", "-n", "6", "--repetition-penalty", "1.2").stdout != b""
+    done = quick("generate", "-m", tiny_gpt2, "-n", "1", "--json", "--", "--temp")
     assert json.loads(done.stdout)["prompt"]["text"] == "--temp"
 
 
 def test_stats_go_to_standard_error(tiny_gpt2: Path) -> None:
-    done = gptcli("generate", "hello", "-m", tiny_gpt2, "-n", "5", *GREEDY[:2], "--stats")
+    done = quick("generate", "hello", "-m", tiny_gpt2, "-n", "5", *GREEDY[:2], "--stats")
     for word in (b"loaded in", b"first token after", b"prompt 2 tokens", b"answer 5 tokens", b"peak memory"):
         assert word in done.stderr
         assert word not in done.stdout
@@ -449,7 +451,7 @@ def test_color_prob_tints_each_token_by_its_probability(tiny_gpt2: Path) -> None
     from gptcli.render.theme import SCALE, step
 
     m = ("hello", "-m", tiny_gpt2, "-n", "12", "-s", "2")
-    tokens = json.loads(gptcli(*m, "--json", "--logprobs", "0").stdout)["samples"][0]["tokens"]
+    tokens = json.loads(quick(*m, "--json", "--logprobs", "0").stdout)["samples"][0]["tokens"]
     seen, code = in_terminal(*m, "--color", "prob", env=TRUECOLOR)
     assert code == 0 and b"probability 0" in seen
     colours = []
@@ -530,25 +532,25 @@ def test_completion_knows_commands_and_options_and_never_imports_torch() -> None
 
 
 def test_info_says_what_a_checkpoint_is(tiny_gpt2: Path) -> None:
-    done = gptcli("info", tiny_gpt2, "--json")
+    done = quick("info", tiny_gpt2, "--json")
     card = json.loads(done.stdout)
     assert card["family"] == "gpt2" and card["n_layer"] == 2 and card["n_ctx"] == 64
     assert card["n_params"] == sum(t.numel() for t in tiny.gpt2_tensors().values())
     assert sum(n for _, n in card["budget"]) == card["n_params"]
     assert card["weight_bytes"] == 4 * card["n_params"] and card["cache_bytes"] == 2 * 2 * 32 * 64 * 4
-    plain = gptcli("info", tiny_gpt2, "--context", "10", "--tensors").stdout.decode()
+    plain = quick("info", tiny_gpt2, "--context", "10", "--tensors").stdout.decode()
     assert f"{card['n_params']:,} parameters" in plain and "at 10 tokens" in plain and "h.1.mlp.c_proj.weight" in plain
-    assert gptcli("inspect", tiny_gpt2).stdout == gptcli("info", tiny_gpt2).stdout
+    assert quick("inspect", tiny_gpt2).stdout == quick("info", tiny_gpt2).stdout
 
 
 def test_tokenize_shows_ids_and_pieces(tiny_gpt2: Path) -> None:
     m = ("-m", tiny_gpt2)
-    ids = gptcli("tokenize", "hello the\n", *m, "--ids").stdout.decode().split()
+    ids = quick("tokenize", "hello the\n", *m, "--ids").stdout.decode().split()
     vocabulary = tiny.vocabulary()
     assert list(map(int, ids)) == [vocabulary[p] for p in ("hell", "o", "Ġthe", "Ċ")]
-    lines = gptcli("tokenize", *m, stdin=b"hello the\n", ).stdout.decode().splitlines()  # fmt: skip
+    lines = quick("tokenize", *m, stdin=b"hello the\n", ).stdout.decode().splitlines()  # fmt: skip
     assert [line.split("\t")[1] for line in lines] == ["hell", "o", "·the"]
-    tokens = json.loads(gptcli("tokenize", "é", *m, "--json").stdout)["tokens"]
+    tokens = json.loads(quick("tokenize", "é", *m, "--json").stdout)["tokens"]
     assert b"".join(bytes(token["bytes"]) for token in tokens) == "é".encode()
 
 
@@ -556,10 +558,10 @@ def test_families_prints_the_table_of_families_and_their_spelling() -> None:
     from gptcli import FAMILIES
     from gptcli.families import REFUSED
 
-    text = gptcli("families").stdout.decode()
+    text = quick("families").stdout.decode()
     assert all(name in text for name in (*FAMILIES, *REFUSED))
     assert "h.*.attn.c_attn" in text and "transposed" in text
-    one = gptcli("families", "qwen3").stdout.decode()
+    one = quick("families", "qwen3").stdout.decode()
     assert "model.layers.*.self_attn.q_norm" in one and "blocks.*.attn.q_norm" in one
-    assert json.loads(gptcli("families", "--json").stdout).keys() == FAMILIES.keys()
-    assert gptcli("families", "mamba").returncode == 2
+    assert json.loads(quick("families", "--json").stdout).keys() == FAMILIES.keys()
+    assert quick("families", "mamba").returncode == 2

@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
+import pytest
 from programs import environment
 
 COMMANDS = [
@@ -54,6 +55,7 @@ def needed() -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_commands_run_on_what_the_package_itself_depends_on(tmp_path: Path) -> None:
     here = packages_distributions()
     others = [name for name, owners in here.items() if not {plain(owner) for owner in owners} & needed()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -266,13 +267,19 @@ class OneByOne:
         return torch.cat([decoder.readout(decoder.stream(torch.tensor([[id]]), cache))[0].float() for id in ids])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.5)], ids=["greedy", "drawn"])
-@pytest.mark.parametrize("max_tokens", [200, 7, -1])
+DEFAULT = [(200, "greedy", "bfloat16"), (-1, "drawn", "float32"), (7, "drawn", "bfloat16")]
+WAYS = [
+    pytest.param(n, draw, dtype, marks=[] if (n, draw, dtype) in DEFAULT else pytest.mark.slow)
+    for n, draw, dtype in product((200, 7, -1), ("greedy", "drawn"), ("float32", "bfloat16"))
+]
+
+
+@pytest.mark.parametrize(("max_tokens", "draw", "dtype"), WAYS)
 def test_where_a_few_tokens_get_the_numbers_of_each_alone_nothing_is_done_twice_in_any_dtype(
-    model: Checkpoint, dtype: str, sampling: Sampling, max_tokens: int, monkeypatch: pytest.MonkeyPatch
+    model: Checkpoint, max_tokens: int, draw: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(str(model.folder), dtype=dtype)
+    sampling = GREEDY if draw == "greedy" else Sampling(temperature=1.5)
     prompt = prepare(model, "hello hello", max_tokens=max_tokens)
     options: dict[str, Any] = {"sampling": sampling, "seed": 4, "max_tokens": max_tokens, "top": 3, "ignore_eos": True}
     plain = list(generate(model, prompt, **options))

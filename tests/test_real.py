@@ -47,7 +47,7 @@ def test_stories260k_writes_its_published_text(stories260k: Path) -> None:
     assert done.stdout.decode() == PUBLISHED
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("prompt", [PROMPTS[0], *(pytest.param(p, marks=pytest.mark.slow) for p in PROMPTS[1:])])
 def test_stories15m_writes_the_64_tokens_that_transformers_writes(stories15m: Path, prompt: str) -> None:
     found = greedy(stories15m, prompt, 64)
     assert len(found) == 64 and found == reference(stories15m, prompt, 64)

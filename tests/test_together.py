@@ -49,7 +49,7 @@ gpt2 = pytest.mark.parametrize("kind", [kind for kind in zoo.ZOO if kind.name ==
 
 
 @pytest.mark.parametrize("kind", [kind for kind in zoo.ZOO if kind.name in FAMILIES], ids=str)
-@pytest.mark.parametrize("batch", [5, 32])
+@pytest.mark.parametrize("batch", [5, pytest.param(32, marks=pytest.mark.slow)])
 def test_every_text_is_what_it_is_alone_in_bfloat16(few: EachAlone, batch: int) -> None:
     assert_as_alone(few.model, ragged(24), batch=batch, within=1e-5)
     dynamic = any(layer.rope and layer.rope.kind == "dynamic" for layer in few.model.config.layers)

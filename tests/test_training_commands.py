@@ -366,10 +366,13 @@ def test_diff_of_two_shapes_names_the_first(tiny_gpt2: Path, trained: Path, tmp_
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_the_map_fits_the_terminal(trained: Path, tiny_gpt2: Path, tmp_path: Path, width: int) -> None:
+def test_the_map_fits_the_terminal(
+    tiny_gpt2: Path, tmp_path: Path, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tensors = {name: t + 0.01 for name, t in tiny.gpt2_tensors().items()}
     tiny.write_gpt2(tmp_path / "b", tensors)
-    lines = gptcli("diff", tiny_gpt2, tmp_path / "b", env={"COLUMNS": str(width)}).stdout.decode().splitlines()
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = quick("diff", tiny_gpt2, tmp_path / "b").stdout.decode().splitlines()
     assert max(map(len, lines[2:-2])) <= width
     assert any("L1" in line for line in lines) and any("embed" in line for line in lines)
 
@@ -454,6 +457,7 @@ def test_a_character_that_the_context_cuts_counts_with_the_bytes_that_are_scored
     assert found.n_dropped and found.n_bytes == spelled
 
 
+@pytest.mark.slow
 def test_published_scores_of_the_stories_models_come_out(stories260k: Path) -> None:
     stories = stories260k.parent.parent / "corpora" / "tinystories" / "stories.txt"
     done = gptcli("score", "-f", stories, "--documents", "--last", "200", "-m", stories260k, "--json")
