@@ -232,9 +232,9 @@ class Scan:
     n_prompt: int
     answers: tuple[int, ...]  # the token that follows each position: the one that was written, else the likeliest, [T]
     rivals: tuple[int, ...]  # the best other one, [T]
-    depth: tuple[int, ...]  # row from which on the answer stands; R if not even in the last, [T]
+    depth: tuple[int, ...]  # row from which on the answer stands; R if not even in the last, [P] as in `cells`
     vectors: Table  # the first numbers of what goes in and comes out, [2, T, n]
-    cells: Cells
+    cells: Cells  # of every position, or of those that are to be shown
     between: Cells | None  # the states between attention and MLP
     lengths: Lengths
     books: tuple[Book, ...]
@@ -252,6 +252,10 @@ class Scan:
     @property
     def n_positions(self) -> int:
         return len(self.answers)
+
+    def depth_at(self, position: int) -> int:
+        """The row from which on the answer stands there. Raises ValueError for a position whose cells were not read."""
+        return self.depth[self.cells.positions.index(position)]
 
     @property
     def n_answer(self) -> int:

@@ -73,36 +73,44 @@ def scan(
     done: Run,
     *,
     top: int = 5,
+    cells: Sequence[int] | None = None,
     between: Sequence[int] = (),
     heads: bool = False,
     attention: bool = False,
     edits: Tape | None = None,
     edited: Sequence[str] = (),
 ) -> Scan:
-    """All numbers of a run. between: positions whose states between attention and MLP are read too.
+    """All numbers of a run. cells: positions at which every layer is read, or all; that is what takes the time.
+
+    between: positions whose states between attention and MLP are read too.
 
     heads: the ledger down to heads and sources. attention: every pattern. edits: the run's, to check it by computing
     the prompt once more; `edited`: what they are, in words. Raises CheckFailed when the numbers contradict the model's.
     """
     c, decoder, trace, ids = checkpoint.config, checkpoint.decoder, done.trace, done.ids
     states, T, n_prompt, size = trace.states, trace.n_positions, len(done.prompt.ids), checkpoint.n_tokens
-    last = read(decoder, states[-1:], top=2, size=size).ids[0]  # [T, 2]
+    written = torch.tensor(ids[n_prompt:], dtype=torch.long)
+    watch = torch.zeros(T, 1, dtype=torch.long, device=states.device)
+    watch[T - len(written) :, 0] = written
+    end = read(decoder, states[-1:], watch=watch, top=2, size=size)
+    last, said = end.ids[0], end.watched[0, T - len(written) :, 0]  # [T, 2], [answer]
     answers = last[:, 0].clone()
-    if len(ids) > n_prompt:
-        answers[n_prompt - 1 :] = torch.tensor(ids[n_prompt:])
+    answers[T - len(written) :] = written
     rivals = torch.where(last[:, 0] == answers, last[:, -1], last[:, 0])
     watch = answers[:, None].to(states.device)
-    lens = read(decoder, states, watch=watch, top=top, size=size)
+    cells = range(T) if cells is None else cells
+    at = slice(None) if len(cells) == T else torch.tensor(cells, device=states.device)
+    lens = read(decoder, states[:, at], watch=watch[at], top=top, size=size)
     middle = None
     if between and not c.parallel:
-        at = torch.tensor(between, device=states.device)
-        middles = torch.stack([trace.mid_of(i)[at] for i in range(c.n_layer)])
-        middle = read(decoder, middles, final=states[-1, at], watch=watch[at], top=top, size=size)
+        mid = torch.tensor(between, device=states.device)
+        middles = torch.stack([trace.mid_of(i)[mid] for i in range(c.n_layer)])
+        middle = read(decoder, middles, final=states[-1, mid], watch=watch[mid], top=top, size=size)
     books = []
     if not refusal(decoder):
         target, rival = answers.to(states.device), rivals.to(states.device)
         books = [(True, ledger(trace, target, rival)), (False, ledger(trace, target))]
-    check = _check(checkpoint, done, lens, [book for _, book in books], edits)
+    check = _check(checkpoint, done, said, [book for _, book in books], edits)
     named = {*ids, *answers.tolist(), *rivals.tolist(), *lens.ids.flatten().tolist()}
     if middle:
         named |= {*middle.ids.flatten().tolist()}
@@ -125,9 +133,9 @@ def scan(
         n_prompt=n_prompt,
         answers=tuple(answers.tolist()),
         rivals=tuple(rivals.tolist()),
-        depth=tuple(depth(lens.ids[..., 0], answers).tolist()),
+        depth=tuple(depth(lens.ids[..., 0], watch[at, 0].cpu()).tolist()),
         vectors=table(numbers.float()),
-        cells=_cells(lens, rows, range(T)),
+        cells=_cells(lens, rows, cells),
         between=_cells(middle, tuple(f"L{i} attn" for i in range(c.n_layer)), between) if middle else None,
         lengths=Lengths(**{name: table(x) for name, x in vars(length).items()}),
         books=tuple(_book(trace, book, against, heads=heads) for against, book in books),
@@ -224,8 +232,11 @@ def _attention(trace: Trace) -> Attention:
     return Attention(patterns=table(torch.stack(patterns)), sink=table(torch.stack(sinks)), error=error)
 
 
-def _check(checkpoint: Checkpoint, done: Run, lens: Lens, books: Sequence[Ledger], edits: Tape | None) -> Check:
-    """Compares with the model's own numbers. Raises CheckFailed, and says which convention failed."""
+def _check(checkpoint: Checkpoint, done: Run, read: Tensor, books: Sequence[Ledger], edits: Tape | None) -> Check:
+    """Compares with the model's own numbers. Raises CheckFailed, and says which convention failed.
+
+    read: what the lens of the last layer gives the written tokens, natural logarithms, [answer].
+    """
     decoder, trace, n = checkpoint.decoder, done.trace, len(done.prompt.ids)
     true = decoder.stream(torch.tensor([done.prompt.ids], device=checkpoint.device), None, edits)[0]
     seen, bound = trace.states[-1, :n], BOUNDS[checkpoint.dtype]
@@ -245,7 +256,7 @@ def _check(checkpoint: Checkpoint, done: Run, lens: Lens, books: Sequence[Ledger
     if done.steps:
         said = torch.tensor([step.logprob for step in done.steps])
         largest = max(1.0, float(decoder.readout(true[-1]).abs().max()))
-        emitted = float((lens.watched[-1, n - 1 :, 0] - said).abs().max()) / largest
+        emitted = float((read - said).abs().max()) / largest
         if not emitted <= 2 * bound:
             raise CheckFailed(
                 "the x-ray does not hold, so it is not shown: the lens gives the written tokens other probabilities "

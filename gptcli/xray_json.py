@@ -29,7 +29,7 @@ def lines(scan: Scan, views: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
     for i, id in enumerate(scan.ids):
         frame: dict[str, Any] = {"type": "token", "position": i, **piece(scan, id), "given": i < scan.n_prompt}
         if i < scan.n_positions:
-            depth = scan.depth[i]
+            depth = scan.depth_at(i)
             frame |= {"answer": piece(scan, scan.answers[i]), "rival": piece(scan, scan.rivals[i])}
             frame["decided"] = scan.cells.rows[depth] if depth < len(scan.cells.rows) else None
             frame["rows"] = list(_rows(scan, scan.cells, i))

@@ -114,6 +114,25 @@ def test_heads_that_have_a_role_are_called_by_it(found: Scan) -> None:
         assert "induction" not in drawn
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+@pytest.mark.parametrize("cursor", [None, 0, 9, 25])
+def test_only_the_columns_that_are_shown_are_read(tiny_gpt2: Path, width: int, cursor: int | None) -> None:
+    """The picture is that of a scan of all positions, down to its legend."""
+    checkpoint = load(str(tiny_gpt2))
+    done = run(checkpoint, prepare(checkpoint, (IDS * 2)[:26]), max_tokens=3)
+    T = done.trace.n_positions
+    at = [*grid.at_most(T, width, cursor)]
+    part, everything = scan(checkpoint, done, cells=at, between=at), scan(checkpoint, done, between=range(T))
+    assert part.cells.positions == tuple(at) and len(everything.cells.positions) == T
+    for colour, legend in ((False, "p: ▁"), (True, "p 0 ")):
+        pictures = [
+            theme.drawn(grid.draw(s, colour=colour, cursor=cursor, between=True), colour=colour, width=width)
+            for s in (part, everything)
+        ]
+        rows = [picture[: picture.index(legend)] for picture in pictures]
+        assert rows[0] == rows[1] and rows[0].count("L1 attn") == 1
+
+
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_the_grid_s_columns_stand_under_each_other(found: Scan, width: int) -> None:
     lines = theme.drawn(grid.draw(found, colour=False), colour=False, width=width).splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +44,17 @@ class Show:
         if self.at is not None:
             check_position(self.at, n, option="--at")
         return n_prompt - 1 if self.token is None else check_position(self.token, n, option="--token")
+
+    def cells(self, n: int, n_prompt: int) -> Sequence[int] | None:
+        """The positions, of n, whose layers have to be read for the views; None: all."""
+        if self.form in ("json", "ndjson"):
+            return None
+        position, shown = self.position(n, n_prompt), set[int]()
+        if "grid" in self.views:
+            from gptcli.render.grid import at_most
+
+            shown |= {*at_most(n, self._columns(), None if self.at is None else self.at % n)}
+        return sorted(shown | {position})
 
     def scan(self, scan: Scan) -> None:
         """Writes all views to standard output."""
@@ -91,7 +103,7 @@ class Show:
         for i, drawn in enumerate(views):
             parts += [Text(), drawn] if i else [drawn]
         if self.form in ("svg", "html"):
-            self.output.write(theme.exported(Group(*parts), form=self.form, width=self.width or 110))
+            self.output.write(theme.exported(Group(*parts), form=self.form, width=self._columns()))
         else:
             self.output.write(theme.drawn(Group(*parts), colour=colour, width=self.width))
 
@@ -139,6 +151,11 @@ class Show:
         if name == "draw":
             return changes.draw_draw(scan, kept, colour=colour)
         return (changes.draw_mosaic if name == "mosaic" else changes.draw_what_if)(scan, kept, colour=colour)
+
+    def _columns(self) -> int:
+        if self.form in ("svg", "html"):
+            return self.width or 110
+        return theme.console(colour=False, width=self.width).width
 
     def _most_rows(self, n_layer: int) -> int:
         if self.every is not None:

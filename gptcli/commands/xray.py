@@ -200,9 +200,11 @@ class _Job:
         )
         T, views = done.trace.n_positions, self.show.views
         position = self.show.position(T, len(self.prompt.ids))
-        between = range(T) if self.keep or self.show.sub else [position] if "track" in views else []
+        cells = None if self.keep else self.show.cells(T, len(self.prompt.ids))
+        every = range(T) if cells is None else cells
+        between = every if self.keep or self.show.sub else [position] if "track" in views else []
         found = scan(
-            self.checkpoint, done, top=self.top, between=between, heads=self.keep or "ledger" in views,
+            self.checkpoint, done, top=self.top, cells=cells, between=between, heads=self.keep or "ledger" in views,
             attention=self.keep or "attention" in views, edits=edits, edited=self.wanted.words,
         )  # fmt: skip
         return self._with_more(found, done, plain, position)

@@ -19,6 +19,12 @@ from gptcli.render.check import footer
 DECIDED, STANDS, FAR = "◆", "●", "~"
 FAR_NATS = 3.0
 LABEL_WIDTH = 8
+NARROW = 5  # columns of the narrowest cell's token
+
+
+def at_most(n: int, max_width: int, cursor: int | None) -> range:
+    """The columns that can be shown of n where every token is short; what is shown then is among them."""
+    return window(n, (max_width - LABEL_WIDTH) // (NARROW + 3), cursor)
 
 
 class Grid:
@@ -43,7 +49,7 @@ class Grid:
         scan, T = self._scan, self._scan.n_positions
         names = [label(scan, i) for i in (*scan.ids, *scan.answers)]
         mark = 1 if self._colour else 2
-        width = widest(names, 5, 9 if options.max_width > 90 else 7) + 1 + mark
+        width = widest(names, NARROW, 9 if options.max_width > 90 else 7) + 1 + mark
         columns = window(T, (options.max_width - LABEL_WIDTH) // (width + 1), self._cursor)
         yield from self._head(columns, width)
         rows = self._rows()
@@ -76,7 +82,7 @@ class Grid:
             name = label(self._scan, self._scan.answers[i])
             answers.append(fit(" " + name, width), style if written else "dim")
             answers.append_text(self._gutter(i, "╮", columns))
-            at, last = self._scan.depth[i], len(self._scan.cells.rows) - 1
+            at, last = self._scan.depth_at(i), len(self._scan.cells.rows) - 1
             said = "not top" if at > last else self._scan.cells.rows[at] + (f"/{last - 1}" if at else "")
             depths.append(fit(" " + said, width), "dim")
             depths.append_text(self._gutter(i, "│", columns))
@@ -97,7 +103,7 @@ class Grid:
             return Text(" " * width)
         j = cells.positions.index(i)
         p, kl, best = math.exp(cells.logprobs.number(at, j, 0)), cells.kl.number(at, j), cells.ids.whole(at, j, 0)
-        stands = cells is self._scan.cells and at >= self._scan.depth[i]
+        stands = cells is self._scan.cells and at >= self._scan.depth_at(i)
         mark = DECIDED if lowest else STANDS if stands else ""
         name = label(self._scan, best)
         if self._colour:
@@ -108,7 +114,8 @@ class Grid:
 
     def _lowest_standing(self, shown: list[int]) -> dict[int, int]:
         """For each position the lowest row shown on which the answer stands to stay."""
-        return {i: min(above) for i, d in enumerate(self._scan.depth) if (above := [at for at in shown if at >= d])}
+        depths = zip(self._scan.cells.positions, self._scan.depth, strict=True)
+        return {i: min(above) for i, d in depths if (above := [at for at in shown if at >= d])}
 
     def _gutter(self, i: int, glyph: str, columns: range) -> Text:
         """The way of a written token from the top of its column to the bottom of the next."""
@@ -134,8 +141,8 @@ class Grid:
             items += ["p: ▁ to █, 0 to 1", f"{FAR} {FAR_NATS:.0f} nats or more of KL from the final answer"]
         items += [f"{DECIDED} decided here", f"{STANDS} already the final answer", "· a space"]
         items += ["emb: the token's vector", "L0: after layer 0"]
-        middle, names = sorted(self._scan.depth)[self._scan.n_positions // 2], self._scan.cells.rows
-        if middle < len(names) and self._scan.n_positions > 2:
+        middle, names = sorted(self._scan.depth)[len(self._scan.depth) // 2], self._scan.cells.rows
+        if middle < len(names) and len(self._scan.depth) == self._scan.n_positions > 2:
             items.append(f"half of the tokens decided by {names[middle]}")
         n_rows, n_all = sum(cells is self._scan.cells for cells, _, _ in rows), len(self._scan.cells.rows)
         if n_rows < n_all:

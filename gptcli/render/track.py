@@ -71,7 +71,7 @@ def _title(scan: Scan, position: int, *, colour: bool) -> Text:
     text.append_text(chip(label(scan, scan.ids[position]), ground, colour=colour))
     text.append(" → ")
     text.append_text(chip(label(scan, scan.answers[position]), theme.ANSWER, colour=colour))
-    depth, rows = scan.depth[position], scan.cells.rows
+    depth, rows = scan.depth_at(position), scan.cells.rows
     said = f"decided at {rows[depth]}" if depth < len(rows) else "not the best even after the last layer"
     text.append(f"  position {position}, {said}", "dim")
     if position + 1 < len(scan.ids) and scan.ids[position + 1] != scan.answers[position]:
@@ -89,8 +89,8 @@ def _way(rank: int, n: int, *, colour: bool) -> Text:
 
 def _scores(scan: Scan, position: int, *, colour: bool) -> list[Text]:
     """The best tokens of the last row, as bars; the answer points at itself."""
-    last, lines = len(scan.cells.rows) - 1, []
-    best = zip(scan.cells.ids.ids(last, position), scan.cells.logprobs.row(last, position), strict=True)
+    last, j, lines = len(scan.cells.rows) - 1, scan.cells.positions.index(position), []
+    best = zip(scan.cells.ids.ids(last, j), scan.cells.logprobs.row(last, j), strict=True)
     for id, logprob in best:
         p, chosen = math.exp(logprob), id == scan.answers[position]
         style = f"{theme.INK} on {theme.ANSWER}" if chosen and colour else "bold" if chosen else ""

@@ -54,6 +54,6 @@ def _said(scan: Scan) -> str:
 
 
 def _answer(scan: Scan, i: int) -> tuple[int, float, str]:
-    depth, rows = scan.depth[i], scan.cells.rows
+    depth, rows = scan.depth_at(i), scan.cells.rows
     decided = rows[depth] if depth < len(rows) else "not top"
     return scan.answers[i], math.exp(scan.cells.logprob.number(-1, i)), decided
