@@ -5,33 +5,53 @@ T positions   H heads   K kv heads   D head dim
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from gptcli.config import Layer
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Looks that are taken away, [H, T, S], bool."""
+
+    forbidden: Tensor  # before the softmax: the others share what they took
+    muted: Tensor  # after it: the others keep what they had, and the row sums to less than 1
+
+    def last(self) -> Cut:
+        """Of the last query alone, [H, 1, S]."""
+        return Cut(self.forbidden[:, -1:], self.muted[:, -1:])
+
+    def any(self) -> Tensor:
+        """Whose looks change at all, [H, T]."""
+        return (self.forbidden | self.muted).any(-1)
+
+
 @torch.inference_mode()
-def pattern(q: Tensor, k: Tensor, layer: Layer, softcap: float | None, cut: Tensor | None = None) -> Tensor:
+def pattern(q: Tensor, k: Tensor, layer: Layer, softcap: float | None, cut: Cut | None = None) -> Tensor:
     """What is visible, looked at by a whole text. q: [H, T, D]; k: [K, T, D]. Returns [H, T, T], rows sum to 1.
 
-    cut: looks that were forbidden, [H, T, T], bool.
+    cut: looks that were taken away, [H, T, T].
     """
-    sees = seen(q.shape[1], layer.window, q.device)
-    return looks(q, shared(k, q.shape[0]), sees if cut is None else sees & ~cut.to(q.device), layer.scale, softcap)
+    return looks(q, shared(k, q.shape[0]), seen(q.shape[1], layer.window, q.device), layer.scale, softcap, cut)
 
 
 @torch.inference_mode()
-def looks(q: Tensor, k: Tensor, sees: Tensor, scale: float, softcap: float | None) -> Tensor:
+def looks(q: Tensor, k: Tensor, sees: Tensor, scale: float, softcap: float | None, cut: Cut | None = None) -> Tensor:
     """softmax(scale q.k) over the keys that each query sees; nothing, where it sees none. Returns [H, T, S].
 
     Computed in float32 or wider, whatever the dtype of the model. q: [H, T, D]; k: [H, S, D]; sees: [..., T, S], bool.
     """
+    if cut is not None:
+        sees = sees & ~cut.forbidden.to(sees.device)
     q, k = (t if t.dtype == torch.float64 else t.float() for t in (q, k))
     scores = q @ k.transpose(-1, -2) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    return scores.masked_fill(~sees, float("-inf")).softmax(-1).masked_fill(~sees.any(-1, keepdim=True), 0)
+    weights = scores.masked_fill(~sees, float("-inf")).softmax(-1).masked_fill(~sees.any(-1, keepdim=True), 0)
+    return weights if cut is None else weights.masked_fill(cut.muted.to(sees.device), 0)
 
 
 def shared(k: Tensor, n_head: int) -> Tensor:

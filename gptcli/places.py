@@ -1,18 +1,19 @@
 """Places in a decoder that can be switched off or exchanged, as people write them: L9H4, L7.mlp, L7.attn, L3.
 
-And looks from one token to another, which can be forbidden: L9H4:7/2, at token 7 without token 2.
+And looks from one token to another, which can be forbidden: L9H4:7/2, at token 7 without token 2; or set to 0 after the
+others took what they take: L9H4:7/2=0.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gptcli.errors import UsageError
 
 _PLACE = re.compile(r"L(\d{1,6})(?:H(\d{1,6})|\.(attn|mlp))?", re.IGNORECASE)
-_LOOK = re.compile(r"(?P<place>[^:]*):(?P<position>[+-]?\d{1,9})?/(?P<source>[+-]?\d{1,9})")
+_LOOK = re.compile(r"(?P<place>[^:]*):(?P<position>[+-]?\d{1,9})?/(?P<source>[+-]?\d{1,9})(?P<after>=0)?")
 _PATCH = re.compile(r"(?P<text>.*)@(?P<place>L[^:@]+?)(?::(?P<position>[+-]?\d{1,9}))?", re.IGNORECASE | re.DOTALL)
 
 
@@ -37,9 +38,11 @@ class Look:
     place: Place  # a head, or an attention
     position: int | None  # who looks; None: every token that comes after the other
     source: int  # who is looked at
+    after: bool = False  # set to 0 after the softmax, not forbidden before it
 
     def __str__(self) -> str:
-        return f"{self.place}:{'' if self.position is None else self.position}/{self.source}"
+        position = "" if self.position is None else self.position
+        return f"{self.place}:{position}/{self.source}{'=0' * self.after}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +72,10 @@ def read_place(text: str, *, option: str = "--ablate") -> Place:
 
 
 def read_ablation(text: str) -> Place | Look:
-    """A place, or L9H4:7/2, L7.attn:-1/0, or L9H4:/2 for every token that looks at token 2. Raises UsageError."""
+    """A place; or a look: L9H4:7/2, L7.attn:-1/0, L9H4:/2 of all that come after token 2, L9H4:7/2=0.
+
+    Raises UsageError.
+    """
     match = _LOOK.fullmatch(text.strip())
     if match is None:
         return read_place(text)
@@ -77,7 +83,7 @@ def read_ablation(text: str) -> Place | Look:
     if place.part not in ("head", "attn"):
         raise UsageError(f"--ablate {text!r}: only heads look", hint=f"write L{place.layer}.attn:{text.split(':')[1]}")
     position = int(match["position"]) if match["position"] else None
-    return Look(place=place, position=position, source=int(match["source"]))
+    return Look(place=place, position=position, source=int(match["source"]), after=match["after"] is not None)
 
 
 def read_patch(text: str) -> Patch:
@@ -114,10 +120,10 @@ def check_look(look: Look, n: int) -> Look:
     """
     source = check_position(look.source, n, option=f"--ablate {look}: token")
     if look.position is None:
-        return Look(place=look.place, position=None, source=source)
+        return replace(look, source=source)
     position = check_position(look.position, n, option=f"--ablate {look}: token")
     if position < source:
         raise UsageError(f"--ablate {look}: token {position} does not see token {source}, which comes after it")
-    if position == 0:
+    if position == 0 and not look.after:
         raise UsageError(f"--ablate {look}: token 0 has nothing else to look at", hint=f"ablate {look.place} instead")
-    return Look(place=look.place, position=position, source=source)
+    return replace(look, position=position, source=source)

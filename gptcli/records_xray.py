@@ -145,7 +145,7 @@ class WhatIf:
     """The same text with something switched off or exchanged: pairs are before and after."""
 
     edits: tuple[str, ...]
-    how: str  # "zero", "mean", "look" where looks alone were forbidden, or "" for patches alone
+    how: str  # "zero", "mean"; of looks alone: "look" if forbidden, "look=0" if set to 0, "looks"; of patches alone ""
     before: tuple[int, ...]  # the answers, greedy
     after: tuple[int, ...]
     target: int  # the first token of the answer before

@@ -179,9 +179,9 @@ class Trace:
     def pattern_of(self, layer: int) -> Tensor:
         """The same of one layer, rebuilt from queries and keys. [H, T, T], float32."""
         q, k = (torch.cat(self._kept[field, layer], -2) for field in ("q", "k"))
-        cut = getattr(self.edits, "cut", None)  # of tapes that forbid looks
-        forbidden = cut(layer, q.shape[1], k.shape[1]) if cut else None
-        return pattern(q, k, self.config.layers[layer], self.config.attn_softcap, forbidden)
+        cut = getattr(self.edits, "cut", None)  # of tapes that take looks away
+        without = cut(layer, q.shape[1], k.shape[1]) if cut else None
+        return pattern(q, k, self.config.layers[layer], self.config.attn_softcap, without)
 
 
 def begins_anew(T: int, S: int, window: int | None) -> bool:

@@ -4,7 +4,8 @@ A head is cut at the input of the output matrix, so that the matrix's bias stays
 MLP, an attention or a layer loses its whole write, biases included. Off is zero, or the part's mean over the prompt
 without position 0, which is the milder one: zero is a value that the model may never have met.
 
-A look from one token back to another is forbidden before the softmax: what it took is shared out among the other looks.
+A look from one token back to another is forbidden before the softmax, and what it took is shared out among the others;
+or it is set to 0 after it, and the others keep what they had. These are two questions, with two answers.
 
     B batch   L layers   T positions   C width   H heads   D head dim
 """
@@ -18,8 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gptcli.attention import Cut, seen, shared
 from gptcli.attention import looks as looks_at
-from gptcli.attention import seen, shared
 from gptcli.checkpoint import Checkpoint
 from gptcli.divergence import kl
 from gptcli.errors import Unsupported
@@ -86,34 +87,35 @@ class Edits:
             z[:, e.place.head, e.position - self._first] = e.other.z[layer, e.place.head, e.other_position]
         return z
 
-    def cut(self, layer: int, T: int, S: int, first: int = 0) -> Tensor | None:
-        """The looks of a layer that are forbidden, of T tokens from position `first` on at the S keys that end with
-        theirs. [H, T, S], bool; None if there are none."""
+    def cut(self, layer: int, T: int, S: int, first: int = 0) -> Cut | None:
+        """The looks of a layer that are taken away, of T tokens from position `first` on at the S keys that end with
+        theirs; None if there are none."""
         looks = [look for look in self._looks if look.place.layer == layer]
         if not looks:
             return None
-        found = torch.zeros(self._config.n_head, T, S, dtype=torch.bool)
+        found = Cut(*torch.zeros(2, self._config.n_head, T, S, dtype=torch.bool))
         for look in looks:
+            mask = found.muted if look.after else found.forbidden
             key = look.source - (first + T - S)
             if key not in range(S):  # behind the window, or not there yet
                 continue
             heads = look.place.head if look.place.part == "head" else slice(None)
             if look.position is None:  # all that come after; a token may always look at itself
-                found[heads, max(0, look.source + 1 - first) :, key] = True
+                mask[heads, max(0, look.source + 1 - first) :, key] = True
             elif look.position - first in range(T):
-                found[heads, look.position - first, key] = True
+                mask[heads, look.position - first, key] = True
         return found
 
     def _without_looks(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, z: Tensor) -> Tensor:
         T, S = q.shape[2], k.shape[2]
         cut = self.cut(layer, T, S, self._first)
-        if cut is None or not cut.any():
+        if cut is None or not (changed := cut.any().to(z.device)).any():
             return z
-        cut, c, its = cut.to(z.device), self._config, self._config.layers[layer]
+        c, its = self._config, self._config.layers[layer]
         sees = seen(S, None, z.device)[-T:] if mask is None else mask
-        weights = looks_at(q[0], shared(k[0], c.n_head), sees & ~cut, its.scale, c.attn_softcap)
+        weights = looks_at(q[0], shared(k[0], c.n_head), sees, its.scale, c.attn_softcap, cut)
         new = (weights @ shared(v[0], c.n_head).to(weights.dtype)).to(z.dtype)
-        return torch.where(cut.any(-1)[None, :, :, None], new, z)
+        return torch.where(changed[None, :, :, None], new, z)
 
     def write(self, layer: int, part: Part, x: Tensor) -> Tensor:
         if any(place.layer == layer and place.part in (part, "layer") for place in self._ablate):
@@ -214,19 +216,19 @@ def direct_effect(
 
 
 def _direct_of_looks(trace: Trace, layer: int, places: Sequence[Place], looks: Sequence[Look], d: Tensor) -> float:
-    """What the heads of a layer that are left write otherwise at the last position if looks are forbidden."""
+    """What the heads of a layer that are left write otherwise at the last position without these looks."""
     cut = Edits(trace.decoder, looks=looks).cut(layer, trace.n_positions, trace.n_positions)
     if cut is None:
         return 0.0
     off = [p for p in places if p.layer == layer and p.part != "mlp"]
     if any(p.part != "head" for p in off):
         return 0.0
-    c, its, cut = trace.config, trace.config.layers[layer], cut[:, -1:].to(trace.embed.device)
+    c, its, cut = trace.config, trace.config.layers[layer], cut.last()
     k, v = (shared(t[layer], c.n_head) for t in (trace.k, trace.v))
-    sees = seen(trace.n_positions, its.window, cut.device)[-1:] & ~cut
-    weights = looks_at(trace.q[layer][:, -1:], k, sees, its.scale, c.attn_softcap)  # [H, 1, S]
+    sees = seen(trace.n_positions, its.window, trace.embed.device)[-1:]
+    weights = looks_at(trace.q[layer][:, -1:], k, sees, its.scale, c.attn_softcap, cut)  # [H, 1, S]
     change = (weights @ v.to(weights.dtype))[:, 0] - wide(trace.z[layer])[:, -1]  # [H, D]
-    changed = cut.any(-1)[:, 0]
+    changed = cut.any()[:, 0].to(change.device)
     changed[[p.head for p in off]] = False
     g, _ = _last_head_directions(trace, layer, d)
     return float(((change * g).sum(-1) * changed).sum())

@@ -10,7 +10,7 @@ from xray_checks import IDS, SUMS, check_ablation, traced
 from zoo import Kind, built
 
 from gptcli import Checkpoint, Sampling, Trace, Unsupported, UsageError, generate, load, xray
-from gptcli.ledger import ledger, refusal
+from gptcli.ledger import head_ledger, ledger, refusal
 from gptcli.lens import end_of, scores
 from gptcli.occlusion import neutral_token, occlusion
 from gptcli.places import (
@@ -226,32 +226,36 @@ def look(text: str) -> Look:
     return found
 
 
+@pytest.mark.parametrize("after", ["", "=0"])
 @pytest.mark.parametrize("kind", SUMS, ids=str)
 @torch.inference_mode()
-def test_a_forbidden_look_leaves_the_rest_of_the_attention_to_the_others(kind: Kind, ours: Checkpoint) -> None:
-    """What the head gathers is what its own pattern gathers with that place struck out and the row made 1 again."""
+def test_a_forbidden_look_leaves_its_share_to_the_others_and_one_that_is_set_to_0_does_not(
+    kind: Kind, ours: Checkpoint, after: str
+) -> None:
+    """What the head gathers is what its own pattern gathers with that place struck out, and the row made 1 again."""
     decoder, c = ours.decoder, ours.config
     before = traced(decoder)
     pattern = before.pattern_of(1)[2]
     i = 3 + int(pattern[3:].amax(-1).argmin())  # the token whose looks are spread the most
     a, b = pattern[i].topk(2).indices.tolist()
-    after = traced(decoder, edits=Edits(decoder, looks=[look(f"L1H2:{i}/{a}"), look(f"L1H2:{i}/{b}")]))
+    looks = [look(f"L1H2:{i}/{a}{after}"), look(f"L1H2:{i}/{b}{after}")]
+    found = traced(decoder, edits=Edits(decoder, looks=looks))
     weights = pattern[i].clone()
     weights[[a, b]] = 0
-    weights /= weights.sum()
+    weights /= 1.0 if after else weights.sum()
     values = before.v[1].repeat_interleave(c.n_head // c.n_kv_head, 0)[2]
-    torch.testing.assert_close(after.z[1, 2, i], weights @ values, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(after.pattern_of(1)[2, i], weights, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(found.z[1, 2, i], weights @ values, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.pattern_of(1)[2, i], weights, rtol=1e-3, atol=1e-6)
     same = torch.ones_like(before.z[1], dtype=torch.bool)
     same[2, i] = False
-    assert torch.equal(after.z[1][same], before.z[1][same]) and torch.equal(after.z[0], before.z[0])
-    assert not torch.allclose(after.z[1, 2, i], before.z[1, 2, i])
+    assert torch.equal(found.z[1][same], before.z[1][same]) and torch.equal(found.z[0], before.z[0])
+    assert not torch.allclose(found.z[1, 2, i], before.z[1, 2, i])
 
 
 @pytest.mark.parametrize("kind", SUMS, ids=str)
 @torch.inference_mode()
 def test_looks_are_forbidden_in_cached_generation_as_in_the_whole_text(kind: Kind, ours: Checkpoint) -> None:
-    looks = [look("L0.attn:/1"), look("L1H1:9/8"), look("L2H0:12/3")]
+    looks = [look("L0.attn:/1"), look("L1H1:9/8"), look("L1H1:9/7=0"), look("L2H0:12/3"), look("L2.attn:/4=0")]
     trace = Trace(ours.decoder, edits=Edits(ours.decoder, looks=looks))
     steps = generate(ours, IDS[:8], sampling=Sampling(temperature=0), max_tokens=8, ignore_eos=True, tape=trace)
     whole = traced(ours.decoder, IDS[:8] + [step.id for step in steps][:-1], Edits(ours.decoder, looks=looks))
@@ -280,11 +284,34 @@ def test_the_direct_effect_of_a_look_is_what_the_head_wrote_otherwise(kind: Kind
     )
 
 
+@pytest.mark.parametrize("kind", SUMS, ids=str)
+@torch.inference_mode()
+def test_the_direct_effect_of_a_look_set_to_0_is_its_line_in_the_ledger(kind: Kind, ours: Checkpoint) -> None:
+    trace = traced(ours.decoder)
+    T = trace.n_positions
+    d = ledger(trace, torch.full((T,), 3), torch.full((T,), 5)).direction
+    for i in range(ours.config.n_layer):
+        direct = direct_effect(trace, (), 3, 5, to_mean=False, looks=[look(f"L{i}H2:{T - 1}/{T - 3}=0")])
+        part = float(head_ledger(trace, i, d).sources[2, -1, -3])
+        assert direct == pytest.approx(-part, rel=1e-3, abs=1e-5)
+
+
+def test_a_look_at_itself_can_be_set_to_0_where_there_is_no_other(checkpoint: Checkpoint) -> None:
+    first = check_look(look("L1H0:0/0=0"), 5)
+    found = traced(checkpoint.decoder, edits=Edits(checkpoint.decoder, looks=[first]))
+    assert not bool(found.z[1, 0, 0].any()) and bool(found.z[1, 1, 0].any())
+
+
 def test_looks_are_read_as_they_are_written() -> None:
-    for text in ("L9H4:7/2", "L9H4:-1/0", "L7.attn:/3"):
+    for text in ("L9H4:7/2", "L9H4:-1/0", "L7.attn:/3", "L9H4:7/2=0"):
         assert str(read_ablation(text)) == text
     assert look("l9h4:+7/-3") == Look(place=read_place("L9H4"), position=7, source=-3)
-    for text, words in {"L3:7/2": "only heads look", "L3.mlp:7/2": "only heads look", "L3H1:7": "no place"}.items():
+    for text, words in {
+        "L3:7/2": "only heads look",
+        "L3.mlp:7/2": "only heads look",
+        "L3H1:7": "no place",
+        "L3H1:7/2=1": "no place",
+    }.items():
         with pytest.raises(UsageError, match=words):
             read_ablation(text)
 

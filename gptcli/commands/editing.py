@@ -47,7 +47,8 @@ class Wanted:
     def how(self) -> str:
         if self.ablate:
             return "mean" if self.to_mean else "zero"
-        return "look" if self.looks else ""
+        kinds = {look.after for look in self.looks}
+        return "" if not kinds else "looks" if len(kinds) == 2 else "look=0" if True in kinds else "look"
 
     def check(self, n_layer: int, n_head: int) -> None:
         """Raises UsageError, with the range, for a layer or head that is not there."""

@@ -247,7 +247,8 @@ Ablate = Annotated[
     list[str] | None,
     typer.Option(
         "--ablate", metavar="PLACE", rich_help_panel=WHAT_IF, show_default=False,
-        help="Switch off a head L9H4, L7.mlp, L7.attn, a layer L3; or one look, L9H4:7/2: token 7's at token 2. "
+        help="Switch off a head L9H4, L7.mlp, L7.attn, a layer L3; or one look, L9H4:7/2: token 7's at token 2, "
+        "which the others share, or with =0 do not. "
         "Repeatable.",
     ),
 ]  # fmt: skip

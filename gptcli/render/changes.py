@@ -30,6 +30,8 @@ HOW = {
     "zero": "set to zero",
     "mean": "set to the mean over the prompt",
     "look": "looks forbidden; the others share what they took",
+    "look=0": "looks set to 0; the others keep what they had",
+    "looks": "looks forbidden, and looks set to 0 (=0), whose others keep what they had",
 }
 
 
