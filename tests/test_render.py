@@ -18,7 +18,7 @@ from gptcli.render.output import Output
 from gptcli.render.pieces import draw as draw_pieces
 from gptcli.render.rosetta import draw_all
 from gptcli.render.safe import json_line, one_line, safe
-from gptcli.render.stream import TextView, tinted
+from gptcli.render.stream import TextView, legend, tinted
 
 SGR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -176,3 +176,15 @@ def test_names_from_a_file_are_not_markup(tiny_gpt2: Path) -> None:
     pieces = [(1, "[bold]x[/bold]"), (2, "[link=http://evil]"), (3, "a[/b]")]
     text = theme.drawn(draw_pieces(pieces, [False] * 3), colour=False, width=100)
     assert all(piece in text for _, piece in pieces)
+
+
+@pytest.mark.parametrize(("term", "depth", "code"), [
+    ("xterm-256color", "truecolor", "48;2;"), ("xterm-256color", "", "48;5;"), ("", "", "48;2;"),
+])  # fmt: skip
+def test_what_is_written_piece_by_piece_keeps_to_the_terminal_s_colours(
+    monkeypatch: pytest.MonkeyPatch, term: str, depth: str, code: str
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("COLORTERM", depth)
+    for drawn in (legend(), tinted(b"", [(b"a", 0.5)]), theme.painted("x", "#2b2b2b on #ddf2cf")):
+        assert code in drawn

@@ -25,11 +25,8 @@ class TextView:
         self._output, self._look, self._echo = output, look, echo
         self._probs: dict[int, float] = {}
         if look != "plain":
-            from rich.color import ColorSystem
             from rich.style import Style
 
-            name = {"truecolor": "TRUECOLOR", "256": "EIGHT_BIT", "standard": "STANDARD"}[theme.colour_system()]
-            self._system = ColorSystem[name]
             self._prompt = Style(bgcolor=theme.PROMPT, color=theme.INK)
             self._answer = Style(bgcolor=theme.ANSWER, color=theme.INK)
 
@@ -55,15 +52,11 @@ class TextView:
             return safe(text) if self._output.is_terminal else text
         style = self._prompt if p is None else theme.shade(p) if self._look == "prob" else self._answer
         # line by line: a terminal fills the rest of a line with the background that is on when the line ends
-        return "\n".join(
-            style.render(line, color_system=self._system) if line else "" for line in safe(text).split("\n")
-        )
+        return "\n".join(theme.painted(line, style) if line else "" for line in safe(text).split("\n"))
 
 
 def tinted(given: bytes, parts: Sequence[tuple[bytes, float]]) -> str:
     """A whole text, each token on the colour of its probability. parts: bytes and probability; half characters join."""
-    from rich.color import ColorSystem
-
     done, waiting = [safe(given.decode(errors="replace"))], b""
     for raw, p in parts:
         waiting += raw
@@ -74,18 +67,13 @@ def tinted(given: bytes, parts: Sequence[tuple[bytes, float]]) -> str:
                 continue
             text, waiting = waiting.decode(errors="replace"), b""
         for i, line in enumerate(safe(text).split("\n")):
-            done.append(
-                "\n" * bool(i) + (theme.shade(p).render(line, color_system=ColorSystem.TRUECOLOR) if line else "")
-            )
+            done.append("\n" * bool(i) + (theme.painted(line, theme.shade(p)) if line else ""))
     return "".join(done) + safe(waiting.decode(errors="replace"))
 
 
 def legend() -> str:
     """The scale of --color prob, for standard error."""
-    from rich.color import ColorSystem
-    from rich.style import Style
-
-    cells = (Style(bgcolor=colour).render("  ", color_system=ColorSystem.TRUECOLOR) for colour in theme.SCALE)
+    cells = (theme.painted("  ", f"on {colour}") for colour in theme.SCALE)
     return f"probability 0 {''.join(cells)} 1\n"
 
 

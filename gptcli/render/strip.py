@@ -9,8 +9,6 @@ import math
 from collections.abc import Sequence
 
 from rich.cells import cell_len
-from rich.color import ColorSystem
-from rich.style import Style
 
 from gptcli.records import Prompt, Step
 from gptcli.records_xray import Strip
@@ -29,10 +27,6 @@ class StripView:
 
     def __init__(self, output: Output, *, n_layer: int, colour: bool, width: int) -> None:
         self._output, self._n_layer, self._colour, self._width = output, n_layer, colour, width
-        self._system = ColorSystem.TRUECOLOR
-        if colour:
-            names = {"truecolor": ColorSystem.TRUECOLOR, "256": ColorSystem.EIGHT_BIT, "standard": ColorSystem.STANDARD}
-            self._system = names[theme.colour_system()]
         self._prompt, self._answer, self._error = "", list[str](), 0.0
 
     def begin(self, prompt: Prompt) -> None:
@@ -98,8 +92,7 @@ class StripView:
     def _ink(self, text: str, style: str) -> str:
         if not self._colour or not text:
             return text
-        made = Style.parse(style)
-        return "\n".join(made.render(line, color_system=self._system) if line else "" for line in text.split("\n"))
+        return "\n".join(theme.painted(line, style) if line else "" for line in text.split("\n"))
 
     def _line(self, text: str) -> None:
         self._output.line("\n".join(line.rstrip(" ") for line in text.split("\n")))

@@ -60,6 +60,16 @@ def colour_system() -> str:
     return "256" if "256color" in term or "kitty" in term else "standard" if sys.stdout.isatty() else "truecolor"
 
 
+def painted(text: str, style: Style | str) -> str:
+    """A text in a style, for what is written piece by piece, in colours that the terminal can show."""
+    from rich.color import ColorSystem
+    from rich.style import Style
+
+    names = {"truecolor": "TRUECOLOR", "256": "EIGHT_BIT", "standard": "STANDARD"}
+    style = Style.parse(style) if isinstance(style, str) else style
+    return style.render(text, color_system=ColorSystem[names[colour_system()]])
+
+
 def step(p: float) -> int:
     """Which step of SCALE shows probability p."""
     return min(len(SCALE) - 1, max(0, int(p * len(SCALE))))
