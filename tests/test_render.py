@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+from rich.style import Style
 
 from gptcli import card, look
 from gptcli.records import Chunk, Prompt, Step
@@ -186,5 +187,6 @@ def test_what_is_written_piece_by_piece_keeps_to_the_terminal_s_colours(
 ) -> None:
     monkeypatch.setenv("TERM", term)
     monkeypatch.setenv("COLORTERM", depth)
+    Style.parse.cache_clear()  # rich remembers what it drew a style as
     for drawn in (legend(), tinted(b"", [(b"a", 0.5)]), theme.painted("x", "#2b2b2b on #ddf2cf")):
         assert code in drawn
