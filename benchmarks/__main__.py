@@ -6,6 +6,7 @@ import argparse
 
 import benchmarks
 from benchmarks import batch, decode, lookup, quality, scaling, start, train, xray
+from gptcli.errors import GptcliError
 from gptcli.folder import shipped
 
 BENCHMARKS = {
@@ -29,6 +30,15 @@ def main() -> None:
     parser.add_argument("--dtype", help="for scaling and batch: bfloat16 or float32")
     parser.add_argument("--text", help="for quality: what to score")
     arguments = parser.parse_args()
+    if arguments.name == "quality" and not arguments.text:
+        parser.error("quality needs --text FILE")
+    try:
+        _run(arguments)
+    except GptcliError as error:
+        parser.exit(error.exit_code, f"{parser.prog}: error: {error.message}\n")
+
+
+def _run(arguments: argparse.Namespace) -> None:
     if arguments.name == "train" and arguments.model == str(shipped()):
         arguments.model = "mini"
     if arguments.name == "scaling":
@@ -36,8 +46,6 @@ def main() -> None:
     elif arguments.name == "batch":
         batch.run(arguments.model, rounds=arguments.rounds, dtype=arguments.dtype or "float32")
     elif arguments.name == "quality":
-        if not arguments.text:
-            parser.error("quality needs --text FILE")
         quality.run(arguments.model, text=arguments.text)
     else:
         BENCHMARKS[arguments.name](arguments.model, rounds=arguments.rounds)
