@@ -59,6 +59,15 @@ def quick(*arguments: str | Path, stdin: bytes = b"") -> subprocess.CompletedPro
     return subprocess.CompletedProcess([str(argument) for argument in arguments], code, out, errors)
 
 
+def complaint(done: subprocess.CompletedProcess[bytes]) -> str:
+    """The one line on standard error, and its hint; anything else there fails the test."""
+    lines = done.stderr.decode().splitlines()
+    assert lines and lines[0].startswith("gptcli: error: "), done.stderr
+    assert len(lines) <= 2 and all(line.startswith("hint: ") for line in lines[1:]), done.stderr
+    assert b"Traceback" not in done.stderr and done.stdout == b""
+    return "\n".join(lines)
+
+
 def in_terminal(
     *arguments: str | Path,
     env: Mapping[str, str] | None = None,

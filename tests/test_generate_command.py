@@ -1,0 +1,216 @@
+"""gptcli generate in pipes: the prompt however it comes, and what comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from programs import PROGRAM, complaint, environment, gptcli, quick
+
+GREEDY = ("-t", "0", "-q")
+
+# --- the prompt ------------------------------------------------------------------------------------------------------
+
+
+def text_of(*arguments: str | Path, stdin: bytes = b"", run: Callable[..., Any] = quick) -> bytes:
+    done = run(*arguments, "-n", "8", *GREEDY, stdin=stdin)
+    assert (done.returncode, done.stderr) == (0, b""), done.stderr
+    return done.stdout
+
+
+def test_a_prompt_is_the_same_however_it_comes(tiny_gpt2: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("hello on\n")
+    m = ("-m", tiny_gpt2)
+    expected = text_of("generate", "hello on", *m, run=gptcli)
+    assert expected
+    assert text_of("hello on", *m) == expected
+    assert text_of("generate", "-p", "hello on", *m) == expected
+    assert text_of("generate", "-f", tmp_path / "prompt.txt", *m) == expected
+    assert text_of("generate", *m, stdin=b"hello on\n") == expected
+    assert text_of("generate", "-", *m, stdin=b"hello on\r\n") == expected
+    assert text_of(*m, stdin=b"hello on", run=gptcli) == expected
+
+
+def test_piped_text_comes_before_the_argument_unless_asked_otherwise(tiny_gpt2: Path) -> None:
+    def prompt(*more: str) -> str:
+        done = quick("generate", "question", "-m", tiny_gpt2, "-n", "1", "--json", *more, stdin=b"context\n")
+        return str(json.loads(done.stdout)["prompt"]["text"])
+
+    assert prompt() == "context\nquestion"
+    assert prompt("--stdin-last") == "question\ncontext"
+
+
+def test_escapes_are_read_only_when_asked_for(tiny_gpt2: Path) -> None:
+    def prompt(*more: str) -> str:
+        done = quick("generate", r"a\tb\n\u00e9\q", "-m", tiny_gpt2, "-n", "1", "--json", *more)
+        return str(json.loads(done.stdout)["prompt"]["text"])
+
+    assert prompt() == r"a\tb\n\u00e9\q"
+    assert prompt("-e") == "a\tb\né\\q"
+
+
+def test_without_a_prompt_the_model_starts_from_its_start_token(tiny_gpt2: Path) -> None:
+    done = quick("generate", "-m", tiny_gpt2, "-n", "4", "-t", "0", "--json")
+    assert json.loads(done.stdout)["prompt"] == {"text": "", "ids": [0], "dropped": 0}
+    assert len(json.loads(done.stdout)["samples"][0]["ids"]) == 4
+
+
+@pytest.mark.parametrize("how", ["stdin", "file", "argument"])
+def test_a_prompt_that_is_not_utf8_is_named_with_its_byte_and_place(tiny_gpt2: Path, tmp_path: Path, how: str) -> None:
+    (tmp_path / "latin1.txt").write_bytes(b"caf\xe9 au lait")
+    m = ("-m", tiny_gpt2)
+    if how == "stdin":
+        done = gptcli("generate", *m, stdin=b"caf\xe9 au lait")
+    elif how == "file":
+        done = gptcli("generate", *m, "-f", tmp_path / "latin1.txt")
+    else:
+        done = gptcli("generate", *m, b"caf\xe9 au lait")
+    assert done.returncode == 2
+    assert "not UTF-8: byte 0xe9 at" in complaint(done) and " 3" in complaint(done)
+
+
+def test_a_prompt_beyond_the_context_is_an_error_with_the_numbers(tiny_gpt2: Path) -> None:
+    done = quick("generate", "w" * 70, "-m", tiny_gpt2)
+    assert done.returncode == 2 and "70" in complaint(done) and "64" in complaint(done)
+
+
+def test_overflow_truncate_drops_the_oldest_and_says_how_many(tiny_gpt2: Path) -> None:
+    done = quick("generate", "w" * 70, "-m", tiny_gpt2, "--overflow", "truncate", "-n", "10", "-t", "0")
+    assert done.returncode == 0 and b"the 16 oldest tokens of the prompt were dropped" in done.stderr
+
+
+def test_overflow_slide_goes_on_beyond_the_context(tiny_gpt2: Path) -> None:
+    done = quick(
+        "generate", "hello", "-m", tiny_gpt2, "--overflow", "slide", "-n", "200", "--ignore-eos", "--json", "-s", "1"
+    )
+    assert len(json.loads(done.stdout)["samples"][0]["ids"]) == 200
+    done = quick("generate", "hello", "-m", tiny_gpt2, "-n", "200", "--ignore-eos", "-s", "1", "--no-stream")
+    assert done.returncode == 0 and b"the context of 64 tokens is full" in done.stderr
+
+
+# --- streams ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_pipe_gets_the_model_s_text_and_nothing_else(tiny_gpt2: Path) -> None:
+    m = ("generate", "hello", "-m", tiny_gpt2, "-n", "20", "-s", "3")
+    plain, as_json = gptcli(*m), json.loads(quick(*m, "--json").stdout)
+    assert plain.stdout.decode() == as_json["samples"][0]["text"] != ""
+    assert quick(*m, "--no-stream").stdout == plain.stdout
+    assert quick(*m, "--echo").stdout == b"hello" + plain.stdout
+    assert plain.stderr == b""  # the seed was given, so there is nothing to say
+
+
+def test_a_random_seed_is_reported_and_gives_the_same_text_again(tiny_gpt2: Path) -> None:
+    m = ("generate", "hello", "-m", tiny_gpt2, "-n", "20")
+    first, other = gptcli(*m), quick(*m)
+    word, seed = first.stderr.decode().removeprefix("gptcli: ").split()
+    assert word == "seed" and quick(*m, "-s", seed).stdout == first.stdout != other.stdout
+    assert quick(*m, "-q").stderr == b""
+
+
+def test_text_flows_chunk_by_chunk_and_no_character_is_ever_split(tmp_path: Path) -> None:
+    """A model that only ever says é, whose two bytes are two tokens."""
+    ids = tiny.vocabulary()
+    first, second = ids[tiny.letters()[0xC3]], ids[tiny.letters()[0xA9]]
+    tensors = tiny.gpt2_tensors()
+    tensors["wte.weight"][:] = 0
+    tensors["wpe.weight"] *= 0
+    for name in tensors:
+        if ".attn." in name or ".mlp." in name:
+            tensors[name] *= 0
+    tensors["wte.weight"][first, 0], tensors["wte.weight"][second, 1] = 9, 9  # each is followed by the other
+    tensors["ln_f.weight"][:], tensors["ln_f.bias"][:] = 0, 0
+    tensors["ln_f.weight"][0], tensors["ln_f.weight"][1] = -9, -9
+    folder = tiny.write_gpt2(tmp_path / "model", tensors)
+    command = [*PROGRAM, "é", "-m", str(folder), *GREEDY, "--overflow", "slide", "-n", "4001"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment())
+    assert process.stdout
+    chunks = []
+    while chunk := os.read(process.stdout.fileno(), 1 << 16):
+        chunks.append(chunk.decode())  # fails if a character was split
+    assert process.wait() == 0
+    text = "".join(chunks)
+    assert len(chunks) > 3 and text == "é" * 2000 + "\ufffd"
+
+
+def test_stop_strings_are_found_across_tokens_and_not_shown(tiny_gpt2: Path) -> None:
+    m = ("generate", "hello", "-m", tiny_gpt2, "-n", "30", "-s", "3")
+    whole = quick(*m).stdout.decode()
+    stop = whole[7:10]
+    done = json.loads(quick(*m, "--stop", "never", "--stop", stop, "--json").stdout)["samples"][0]
+    assert (done["text"], done["finish"]) == (whole[: whole.index(stop)], "stop")
+
+
+def test_samples_are_the_same_together_and_alone(tiny_gpt2: Path) -> None:
+    m = ("generate", "hello", "-m", tiny_gpt2, "-n", "25")
+    together = json.loads(quick(*m, "--num-samples", "3", "-s", "40", "--json").stdout)["samples"]
+    assert [sample["seed"] for sample in together] == [40, 41, 42]
+    assert len({sample["text"] for sample in together}) == 3
+    for sample in together:
+        assert quick(*m, "-s", str(sample["seed"])).stdout.decode() == sample["text"]
+
+
+def test_logit_bias_bans_and_forces_tokens_by_id_and_by_text(tiny_gpt2: Path) -> None:
+    def ids(*more: str) -> list[int]:
+        done = quick("generate", "hello", "-m", tiny_gpt2, "-n", "6", "--json", "-s", "1", *more)
+        return list(json.loads(done.stdout)["samples"][0]["ids"])
+
+    vocabulary = tiny.vocabulary()
+    assert ids("--logit-bias", '" the"=1000') == [vocabulary["Ġthe"]] * 6
+    banned = ids()[0]
+    assert banned not in ids("--logit-bias", f"{banned}=-inf", "-t", "0.0001")
+
+
+def test_the_end_token_ends_a_text_unless_it_is_ignored(tiny_gpt2: Path) -> None:
+    m = ("generate", "hello", "-m", tiny_gpt2, "-n", "5", "--logit-bias", "0=1000", "--json")
+    ended = json.loads(quick(*m).stdout)["samples"][0]
+    assert (ended["ids"], ended["text"], ended["finish"]) == ([0], "", "eos")
+    went_on = json.loads(quick(*m, "--ignore-eos").stdout)["samples"][0]
+    assert (went_on["ids"], went_on["finish"]) == ([0] * 5, "length")
+
+
+def test_json_lines_can_be_read_along(tiny_gpt2: Path) -> None:
+    done = quick("generate", "hello", "-m", tiny_gpt2, "-n", "12", "-s", "2", "--jsonl", "--logprobs", "3")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["type"] for line in lines] == ["prompt", *["token"] * 12, "done", "stats"]
+    tokens = lines[1:13]
+    assert "".join(token["released"] for token in tokens) == lines[13]["text"]
+    for token in tokens:
+        assert len(token["top"]) == 3
+        assert token["top"][0]["logprob"] >= token["top"][1]["logprob"] >= token["top"][2]["logprob"]
+        assert bytes(token["bytes"]).decode("utf-8", "replace") == token["text"]
+
+
+def test_what_other_tools_call_an_option_is_accepted(tiny_gpt2: Path) -> None:
+    m = ("hello", "-m", tiny_gpt2, "-q", "-s", "1")
+    theirs = quick(*m, "--temp=0.7", "--n-predict", "6", "--repeat-penalty", "1.2")
+    assert theirs.stdout == quick(*m, "-t", "0.7", "-n", "6", "--repetition-penalty", "1.2").stdout != b""
+    done = quick("generate", "-m", tiny_gpt2, "-n", "1", "--json", "--", "--temp")
+    assert json.loads(done.stdout)["prompt"]["text"] == "--temp"
+
+
+def test_stats_go_to_standard_error(tiny_gpt2: Path) -> None:
+    done = quick("generate", "hello", "-m", tiny_gpt2, "-n", "5", *GREEDY[:2], "--stats")
+    for word in (b"loaded in", b"first token after", b"prompt 2 tokens", b"answer 5 tokens", b"peak memory"):
+        assert word in done.stderr
+        assert word not in done.stdout
+
+
+def test_settings_come_from_flag_environment_file_and_model_in_this_order(tiny_gpt2: Path, tmp_path: Path) -> None:
+    folder = tiny.write_gpt2(tmp_path / "model")
+    (folder / "generation_config.json").write_text(
+        json.dumps({"temperature": 0.11, "top_k": 11, "top_p": 0.51, "repetition_penalty": 1.1, "do_sample": True})
+    )
+    (tmp_path / "config.toml").write_text(f'model = "{folder}"\ntop_k = 12\ntop_p = 0.52\nrepetition_penalty = 1.2\n')
+    env = {"GPTCLI_CONFIG": str(tmp_path / "config.toml"), "GPTCLI_TOP_P": "0.53", "GPTCLI_REPETITION_PENALTY": "1.3"}
+    done = gptcli("hello", "--repetition-penalty", "1.4", "-n", "2", "--json", env=env)
+    settings = json.loads(done.stdout)["settings"]
+    assert [settings[k] for k in ("temperature", "top_k", "top_p", "repetition_penalty", "min_p")] == [
+        0.11, 12, 0.53, 1.4, 0.0
+    ]  # fmt: skip
