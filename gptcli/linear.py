@@ -138,10 +138,8 @@ class Int4(nn.Module):
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.weight, self.scale = (
-            nn.Buffer(weight),
-            nn.Buffer(scale),
-        )  # as its kernel reads them; [K/32, N, 2], bfloat16
+        self.weight = nn.Buffer(weight)  # packed as its kernel reads it, uint8
+        self.scale = nn.Buffer(scale)  # scales and middles, [K/32, N, 2], bfloat16
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     @classmethod
