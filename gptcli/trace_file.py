@@ -17,7 +17,7 @@ from typing import Any
 from gptcli import records_xray as records
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound, UsageError
 from gptcli.folder import parse_json, read_header
-from gptcli.records_xray import SCHEMA, Scan
+from gptcli.records_xray import SCHEMA, Scan, Walk
 from gptcli.tables import KINDS, Table
 
 FORMAT = "gptcli x-ray"
@@ -157,9 +157,22 @@ def _check_shapes(scan: Scan) -> None:
             len(table.shape) == len(shape) and all(n in (-1, m) for n, m in zip(shape, table.shape, strict=True))
         ):
             raise ValueError(f"{name} has the shape {list(table.shape)}")
+    if scan.walk:
+        _check_walk(scan.walk, T)
     if len(scan.rivals) != T or len(scan.depth) != T or not all(math.isfinite(x) for x in (scan.check.lens,)):
         raise ValueError("its lists are not as long as the text")
     known = scan.pieces.keys()
     ids = {*scan.ids, *scan.answers, *scan.rivals}
     if not ids <= known:
         raise ValueError(f"token {min(ids - known)} has no text")
+
+
+def _check_walk(walk: Walk, n: int) -> None:
+    """That a walk is of this text, and its stops hang from one another. Raises ValueError."""
+    deepest = 0
+    for stop in walk.stops:
+        if not (0 <= stop.depth <= deepest and 0 <= stop.position < n):
+            raise ValueError(f"a stop of its walk is at depth {stop.depth}, position {stop.position}")
+        deepest = stop.depth + 1
+    if not (0 <= walk.position < n and len(walk.words) == n and len(walk.places) in (0, n)):
+        raise ValueError(f"its walk is of {len(walk.words)} words, from position {walk.position}")

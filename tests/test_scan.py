@@ -25,6 +25,7 @@ from gptcli.scan import roles, run, scan
 from gptcli.tables import Table
 from gptcli.trace_file import load as load_trace
 from gptcli.trace_file import save as save_trace
+from gptcli.walk import walk
 from gptcli.xray_json import lines, whole
 
 
@@ -142,7 +143,10 @@ def test_files_that_are_no_trace_are_refused(checkpoint: Checkpoint, tmp_path: P
     path = tmp_path / "run.xray"
     with pytest.raises(NotFound, match=r"no trace .*run\.xray"):
         load_trace(path)
-    save_trace(made(checkpoint), path)
+    done = run(checkpoint, prepare(checkpoint, IDS[:12]), max_tokens=4)
+    found = scan(checkpoint, done, heads=True, attention=True)
+    found = dataclasses.replace(found, walk=walk(done.trace, 3, found.answers[3], found.rivals[3]))
+    save_trace(found, path)
     good = path.read_bytes()
     n = int.from_bytes(good[:8], "little")
     header, rest = json.loads(good[8 : 8 + n]), good[8 + n :]
@@ -178,6 +182,12 @@ def test_files_that_are_no_trace_are_refused(checkpoint: Checkpoint, tmp_path: P
         lambda v: v["books"][0].update(heads=None, parts={"kind": "table", "name": "lengths.attn"}),
         lambda v: v.update(pieces={"kind": "ids"}),
         lambda v: v.update(answers=5),
+        lambda v: v["walk"].update(position=99),
+        lambda v: v["walk"].update(words=[1.0]),
+        lambda v: v["walk"]["stops"][1].update(depth=10**9),  # which would be drawn for a long time
+        lambda v: v["walk"]["stops"][1].update(depth=-1),
+        lambda v: v["walk"]["stops"][0].update(position=99),
+        lambda v: v["walk"]["stops"][0].pop("value"),
     ):
         with pytest.raises(BadCheckpoint, match="malformed"):
             load_trace(written(in_scan(change)))
