@@ -24,6 +24,8 @@ from gptcli.lens import CHUNK, end_of, head_of, scores
 from gptcli.model import Attention, Block, Decoder, Norm
 from gptcli.trace import Trace
 
+Logits = tuple[Tensor, Tensor | None]  # [W, T]: before a cap, and after it where there is one
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
@@ -59,8 +61,10 @@ def refusal(decoder: Decoder) -> str:
 
 
 @torch.inference_mode()
-def ledger(trace: Trace, target: Tensor, against: Tensor | None = None) -> Ledger:
+def ledger(trace: Trace, target: Tensor, against: Tensor | None = None, *, own: Logits | None = None) -> Ledger:
     """Of the score of `target` at each position, [T] ids; with `against`, of how far it is ahead of that token.
+
+    own: the model's scores of these tokens, the target's first, by `logits`, where they are known.
 
     Raises Unsupported for a model whose stream is no running sum.
     """
@@ -84,15 +88,16 @@ def ledger(trace: Trace, target: Tensor, against: Tensor | None = None) -> Ledge
     if trace.embed.dtype not in (torch.float32, torch.float64):  # the stream was rounded at every addition
         names.append("rounding")
         parts.append(_along(x - summed, d))
-    raw, capped = logits(decoder, trace.states[-1], target, against)
+    ids = [target] if against is None else [target, against]
+    raw, capped = own or logits(decoder, trace.states[-1], torch.stack(ids))
     return Ledger(
         names=tuple(names),
         parts=torch.stack(parts),
         const=const,
-        logit=raw[0] - raw[1],
-        capped=None if capped is None else capped[0] - capped[1],
+        logit=_lead(raw[: len(ids)]),
+        capped=None if capped is None else _lead(capped[: len(ids)]),
         direction=d,
-        size=raw.abs().sum(0),
+        size=raw[: len(ids)].abs().sum(0),
     )
 
 
@@ -168,16 +173,21 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def _lead(scores: Tensor) -> Tensor:
+    """[1 or 2, T] -> [T]"""
+    return scores[0] if len(scores) == 1 else scores[0] - scores[1]
+
+
 def _along(x: Tensor, d: Tensor) -> Tensor:
     return (x * d).sum(-1)
 
 
-def logits(decoder: Decoder, x: Tensor, target: Tensor, against: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The model's own scores of two tokens, before and after its cap; without a second, 0. x: [T, C]. [2, T] each."""
+@torch.inference_mode()
+def logits(decoder: Decoder, x: Tensor, ids: Tensor) -> Logits:
+    """The model's own scores of some tokens, before and after its cap. x: [T, C]; ids: [W, T]. Returns [W, T] each."""
     ends = [end_of(decoder, capped=False)] + ([end_of(decoder)] if decoder.config.final_softcap is not None else [])
     step, found = max(1, CHUNK // 4 // decoder.config.n_vocab), []
-    ids = torch.stack([target, target if against is None else against], 1)  # [T, 2]
     for end in ends:
-        rows = [scores(end, x[t : t + step]).gather(1, ids[t : t + step]) for t in range(0, len(x), step)]
-        found.append(torch.cat(rows).T * (1 if against is not None else torch.tensor([[1.0], [0.0]], device=x.device)))
+        rows = [scores(end, x[t : t + step]).gather(1, ids.T[t : t + step]) for t in range(0, len(x), step)]
+        found.append(torch.cat(rows).T)
     return found[0], found[1] if len(found) > 1 else None

@@ -18,7 +18,7 @@ from gptcli.attention import role_scores, shared, sink_share
 from gptcli.checkpoint import Checkpoint
 from gptcli.errors import CheckFailed, UsageError
 from gptcli.generation import generate
-from gptcli.ledger import Ledger, head_ledger, ledger, refusal
+from gptcli.ledger import Ledger, head_ledger, ledger, logits, refusal
 from gptcli.lens import BOUNDS, Lens, depth, disagreement, norms, read
 from gptcli.model import Tape
 from gptcli.records import Prompt, Step
@@ -109,8 +109,9 @@ def scan(
     books = []
     if not refusal(decoder):
         target, rival = answers.to(states.device), rivals.to(states.device)
-        books = [(True, ledger(trace, target, rival)), (False, ledger(trace, target))]
-    check = _check(checkpoint, done, said, [book for _, book in books], edits)
+        own = logits(decoder, states[-1], torch.stack([target, rival]))
+        books = [(True, ledger(trace, target, rival, own=own)), (False, ledger(trace, target, own=own))]
+    check = _check(checkpoint, done, cells, said, [book for _, book in books], edits)
     named = {*ids, *answers.tolist(), *rivals.tolist(), *lens.ids.flatten().tolist()}
     if middle:
         named |= {*middle.ids.flatten().tolist()}
@@ -232,17 +233,29 @@ def _attention(trace: Trace) -> Attention:
     return Attention(patterns=table(torch.stack(patterns)), sink=table(torch.stack(sinks)), error=error)
 
 
-def _check(checkpoint: Checkpoint, done: Run, read: Tensor, books: Sequence[Ledger], edits: Tape | None) -> Check:
+def _check(
+    checkpoint: Checkpoint,
+    done: Run,
+    cells: Sequence[int],
+    read: Tensor,
+    books: Sequence[Ledger],
+    edits: Tape | None,
+) -> Check:
     """Compares with the model's own numbers. Raises CheckFailed, and says which convention failed.
 
+    cells: the positions that are shown; those of the prompt are compared score by score, the others state by state.
     read: what the lens of the last layer gives the written tokens, natural logarithms, [answer].
     """
     decoder, trace, n = checkpoint.decoder, done.trace, len(done.prompt.ids)
     true = decoder.stream(torch.tensor([done.prompt.ids], device=checkpoint.device), None, edits)[0]
     seen, bound = trace.states[-1, :n], BOUNDS[checkpoint.dtype]
-    off = disagreement(decoder, seen, true)
-    if not off <= bound:
-        apart = float((seen - true).abs().max() / true.abs().max())
+    row = (
+        2 * bound
+    )  # of few rows, whose largest score may be small: of 256 of SmolLM2's in bfloat16 one is off by 0.011
+    apart = float((seen - true).abs().max() / true.abs().max().clamp(min=1e-30))
+    at = torch.tensor([i for i in cells if i < n] or [n - 1], device=seen.device)
+    off = disagreement(decoder, seen[at], true[at])
+    if not (off <= row and apart <= bound):
         what = (
             f"what was recorded does not add up to the stream (relative error {apart:.1e})"
             if not apart <= bound
@@ -250,14 +263,14 @@ def _check(checkpoint: Checkpoint, done: Run, read: Tensor, books: Sequence[Ledg
         )
         raise CheckFailed(
             f"the x-ray does not hold, so it is not shown: {what} (off by {off:.1e} of the largest logit)",
-            hint=f"the bound in {_name(checkpoint.dtype)} is {bound:.0e}",
+            hint=f"the bound in {_name(checkpoint.dtype)} is {row:.0e}",
         )
     emitted = None
     if done.steps:
         said = torch.tensor([step.logprob for step in done.steps])
         largest = max(1.0, float(decoder.readout(true[-1]).abs().max()))
         emitted = float((read - said).abs().max()) / largest
-        if not emitted <= 2 * bound:
+        if not emitted <= row:
             raise CheckFailed(
                 "the x-ray does not hold, so it is not shown: the lens gives the written tokens other probabilities "
                 f"than the model did (off by {emitted:.1e} of the largest logit)",
@@ -274,7 +287,7 @@ def _check(checkpoint: Checkpoint, done: Run, read: Tensor, books: Sequence[Ledg
     start = tokenizer.piece(first) if first in (tokenizer.bos_id, checkpoint.start_id) else None
     return Check(
         lens=off,
-        lens_bound=bound,
+        lens_bound=row,
         emitted=emitted,
         ledger=worst,
         ledger_bound=LEDGER_BOUND,

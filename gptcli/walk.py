@@ -73,12 +73,11 @@ def walk(trace: Trace, position: int, target: int, rival: int | None = None) -> 
     """
     if reason := refusal(trace.decoder):
         raise Unsupported(f"there is no way back through this model: {reason}")
-    x, ids = trace.states[-1][position][None], torch.tensor([[target], [target if rival is None else rival]])
-    ids = ids.to(x.device)
-    against = None if rival is None else ids[1]
-    raw, _ = logits(trace.decoder, x, ids[0], against)
-    d, shift = direction(trace.decoder, wide(x), ids[0], against)
-    score, const = float(raw[0] - raw[1]), float(shift)
+    x = trace.states[-1][position][None]
+    ids = torch.tensor([[target]] if rival is None else [[target], [rival]], device=x.device)
+    raw, _ = logits(trace.decoder, x, ids)
+    d, shift = direction(trace.decoder, wide(x), ids[0], None if rival is None else ids[1])
+    score, const = float(raw[0] if rival is None else raw[0] - raw[1]), float(shift)
     tree = _Tree(trace)
     flow = _Flow(trace)
     words, places = flow.to_the_words(position, d[0])
