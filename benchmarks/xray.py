@@ -177,7 +177,7 @@ checkpoint = load(sys.argv[1])
 own = sum(p.nbytes for p in checkpoint.decoder.parameters())
 loaded = peak()
 ids = [1 + i % (checkpoint.n_tokens - 1) for i in range(int(sys.argv[2]))]
-scan(checkpoint, run(checkpoint, prepare(checkpoint, ids), max_tokens=0))
+scan(checkpoint, run(checkpoint, prepare(checkpoint, ids), max_tokens=0, heads=False))
 print(json.dumps({"own": own, "more": peak() - loaded, "dtype": str(checkpoint.dtype)}))
 """
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gptcli.attention import shared
 from gptcli.errors import Unsupported
-from gptcli.lens import CHUNK, end_of, head_of, scores
+from gptcli.lens import CHUNK, end_of, head_of, room_for, scores
 from gptcli.model import Attention, Block, Decoder, Norm
 from gptcli.trace import Trace
 
@@ -187,7 +187,8 @@ def logits(decoder: Decoder, x: Tensor, ids: Tensor) -> Logits:
     """The model's own scores of some tokens, before and after its cap. x: [T, C]; ids: [W, T]. Returns [W, T] each."""
     ends = [end_of(decoder, capped=False)] + ([end_of(decoder)] if decoder.config.final_softcap is not None else [])
     step, found = max(1, CHUNK // 4 // decoder.config.n_vocab), []
+    room = room_for(ends[0])
     for end in ends:
-        rows = [scores(end, x[t : t + step]).gather(1, ids.T[t : t + step]) for t in range(0, len(x), step)]
+        rows = [scores(end, x[t : t + step], room=room).gather(1, ids.T[t : t + step]) for t in range(0, len(x), step)]
         found.append(torch.cat(rows).T)
     return found[0], found[1] if len(found) > 1 else None

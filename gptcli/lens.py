@@ -80,14 +80,24 @@ def head_of(decoder: Decoder) -> Tensor:
     return decoder.embed.weight if decoder.head.weight is None else decoder.head.weight
 
 
-def scores(end: Decoder, x: Tensor, out: Tensor | None = None) -> Tensor:
+def room_for(end: Decoder) -> Tensor | None:
+    """Where `scores` may hold a slice of the head in float32, [SLICE, width]; None where it needs none.
+
+    For who calls it again and again: what is asked for anew each time is not always given back to be used again, and
+    the memory grows, some times by a gigabyte.
+    """
+    weight = head_of(end)
+    return None if weight.dtype in WIDE else weight.new_empty(SLICE, weight.shape[1], dtype=torch.float32)
+
+
+def scores(end: Decoder, x: Tensor, out: Tensor | None = None, *, room: Tensor | None = None) -> Tensor:
     """Vectors of the stream as scores of all tokens, by what `end_of` gives: float32 or wider. [..., C] -> [..., V]."""
     x = x.to(end.embed.weight.dtype) if end.embed.weight.dtype in WIDE else _wide(x)
     weight = head_of(end)
     if out is None and weight.dtype in WIDE and len(weight) <= SLICE:
         return end.readout(x)
     z = x.new_empty(*x.shape[:-1], len(weight)) if out is None else out
-    room = None if weight.dtype in WIDE else x.new_empty(SLICE, weight.shape[1])
+    room = room_for(end) if room is None else room
     for i, part in enumerate(in_slices(end, SLICE, room=room)):
         z[..., i * SLICE : (i + 1) * SLICE] = part.readout(x)
     return z
@@ -122,15 +132,16 @@ def read(
     R, T, _ = rows.shape
     watch = torch.empty(T, 0, dtype=torch.long, device=rows.device) if watch is None else watch
     V = decoder.config.n_vocab
-    step = min(T, max(1, CHUNK // (V * R)))
-    # Two buffers for all chunks: memory that is asked for anew each time is not always given back to be used again.
+    step = min(T, max(1, CHUNK // (V * (R + 1))))  # the final row's probabilities are one more
+    # two buffers for all chunks, and one for the head's slices: see `room_for`
+    room = room_for(end)
     buffers = [rows.new_empty(R * step * V, dtype=WIDE[rows.dtype == torch.float64]) for _ in range(2)]
     found = []
     for t in range(0, T, step):
         part = rows[:, t : t + step]
         z, e = (buffer[: R * part.shape[1] * V].view(R, -1, V) for buffer in buffers)
         last = None if final is None else final[t : t + step]
-        found.append(_read_chunk(end, part, last, watch[t : t + step], top, size, z, e))
+        found.append(_read_chunk(end, part, last, watch[t : t + step], top, size, z, e, room))
     parts = [torch.cat(columns, 1) for columns in zip(*found, strict=True)]
     return Lens(
         **dict(zip(("ids", "logprobs", "entropy", "kl", "rank", "watched"), (p.cpu() for p in parts), strict=True))
@@ -146,9 +157,10 @@ def _read_chunk(
     size: int | None,
     z: Tensor,
     e: Tensor,
+    room: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """z, e: room for scores, [R, P, V]."""
-    scores(end, rows, z)
+    scores(end, rows, z, room=room)
     z -= z.amax(-1, keepdim=True)
     torch.exp(z, out=e)
     total = e.sum(-1)  # [R, P]; by halves: a product of matrices would add in a row, and lose three digits
@@ -156,7 +168,7 @@ def _read_chunk(
     if final is None:
         p = e[-1] / total[-1, :, None]
     else:
-        last = log_probs(scores(end, final))
+        last = log_probs(scores(end, final, room=room))
         p = last.exp()
     entropy = log_total - torch.mul(e, z, out=e).sum(-1) / total
     # KL = sum p (ln p - ln q) = (ln total_q - sum p z_q) - (the same of p itself), so that of the last row it is 0
@@ -174,9 +186,10 @@ def _read_chunk(
 def disagreement(decoder: Decoder, seen: Tensor, true: Tensor) -> float:
     """How far the lens of one state is from the decoder's own logits, in units of the largest. Both [T, C]."""
     end, apart, sizes = end_of(decoder), list[Tensor](), list[Tensor]()
+    room = room_for(end)
     for a, b in zip(*(_in_chunks(x, decoder) for x in (seen, true)), strict=True):
         theirs = decoder.readout(b).float()
-        apart.append((scores(end, a) - theirs).abs().max())
+        apart.append((scores(end, a, room=room) - theirs).abs().max())
         sizes.append(theirs.abs().max())
     worst, largest = (float(torch.stack(found).max()) for found in (apart, sizes))  # Python's max would lose a NaN
     return worst / largest if largest else worst

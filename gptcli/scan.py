@@ -56,9 +56,13 @@ def run(
     seed: int | None = 0,
     edits: Tape | None = None,
     top: int = 0,
+    heads: bool = True,
 ) -> Run:
-    """Writes an answer of so many tokens, or none, and keeps the trace of it: one pass, with its cache."""
-    trace = Trace(checkpoint.decoder, edits=edits)
+    """Writes an answer of so many tokens, or none, and keeps the trace of it: one pass, with its cache.
+
+    heads: whether what the heads did is kept too; grid, tracks, norms and the ledger by layers need it not.
+    """
+    trace = Trace(checkpoint.decoder, edits=edits, heads=heads)
     steps = tuple(
         generate(checkpoint, prompt, sampling=sampling, seed=seed, max_tokens=max_tokens, top=top, tape=trace)
     )

@@ -29,11 +29,14 @@ Part = Literal["attn", "mlp"]
 class Trace:
     """A tape that keeps what it sees of one text, computed at once or token by token, and changes nothing.
 
-    `edits`, another tape, may change what passes; then what is really used is what is kept.
+    `edits`, another tape, may change what passes; then what is really used is what is kept. Without `heads` there is no
+    q, k, v, z or pattern, and half the memory.
     """
 
-    def __init__(self, decoder: Decoder, *, edits: Tape | None = None, ids: Sequence[int] = ()) -> None:
-        self.decoder, self.config, self.edits = decoder, decoder.config, edits
+    def __init__(
+        self, decoder: Decoder, *, edits: Tape | None = None, ids: Sequence[int] = (), heads: bool = True
+    ) -> None:
+        self.decoder, self.config, self.edits, self._keeps_heads = decoder, decoder.config, edits, heads
         self.ids = tuple(ids)  # the tokens at the positions, where they are known
         self._kept: dict[tuple[str, int], list[Tensor]] = {}  # (field, layer) -> one tensor for each pass
         self._joined: dict[str, Tensor] = {}
@@ -55,6 +58,8 @@ class Trace:
             self._kept = {("embed", 0): self._kept["embed", 0][-1:]}  # the text so far is computed again: forget it
         if self.edits:
             z = self.edits.heads(layer, q, k, v, mask, z)
+        if not self._keeps_heads:
+            return z
         self._keep("q", layer, q[0])
         self._keep("k", layer, k[0, :, -T:].clone())  # of the visible keys the new ones; a cache moves its rows
         self._keep("v", layer, v[0, :, -T:].clone())
@@ -109,12 +114,17 @@ class Trace:
 
     def _all(self, field: str) -> Tensor:
         if field not in self._joined:
+            self._check_keeps(field)
             layers = range(self.config.n_layer)
             joined = torch.stack([torch.cat(self._kept[field, i], -2) for i in layers])
             for i in layers:
                 self._kept[field, i] = [joined[i]]  # so that nothing is held twice
             self._joined[field] = joined
         return self._joined[field]
+
+    def _check_keeps(self, field: str) -> None:
+        if field in ("q", "k", "v", "z") and not self._keeps_heads:
+            raise Unsupported("this trace was made without the heads: it has no q, k, v, z or pattern")
 
     @property
     def n_positions(self) -> int:
@@ -159,8 +169,10 @@ class Trace:
     def _sum_up(self) -> None:
         if "states" in self._joined:
             return
-        x, states = self.embed, [self.embed]
-        for block, attn, mlp in zip(self.decoder.blocks, self.attn_out, self.mlp_out, strict=True):
+        x = self.embed
+        states = x.new_empty(self.config.n_layer + 1, *x.shape)
+        states[0] = x
+        for i, (block, attn, mlp) in enumerate(zip(self.decoder.blocks, self.attn_out, self.mlp_out, strict=True)):
             assert isinstance(block, Block)
             mid = x + attn
             if self.config.post_norm and block.attn_norm and block.mlp_norm:
@@ -168,8 +180,8 @@ class Trace:
                 x = block.mlp_norm(mid + mlp)
             else:
                 x = mid + mlp
-            states.append(x)
-        self._joined["states"] = torch.stack(states)
+            states[i + 1] = x
+        self._joined["states"] = states
 
     @property
     def pattern(self) -> Tensor:
@@ -178,6 +190,7 @@ class Trace:
 
     def pattern_of(self, layer: int) -> Tensor:
         """The same of one layer, rebuilt from queries and keys. [H, T, T], float32."""
+        self._check_keeps("q")
         q, k = (torch.cat(self._kept[field, layer], -2) for field in ("q", "k"))
         cut = getattr(self.edits, "cut", None)  # of tapes that take looks away
         without = cut(layer, q.shape[1], k.shape[1]) if cut else None

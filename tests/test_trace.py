@@ -143,3 +143,17 @@ def test_what_a_window_hides() -> None:
         [True, False, False, False], [True, True, False, False], [False, True, True, False], [False, False, True, True],
     ]  # fmt: skip
     assert torch.equal(seen(4, None), torch.ones(4, 4).tril().bool())
+
+
+def test_a_trace_without_heads_has_the_same_states_and_nothing_of_the_heads(tiny_gpt2: Path) -> None:
+    checkpoint = gptcli.load(str(tiny_gpt2))
+    found = []
+    for heads in (True, False):
+        trace = gptcli.Trace(checkpoint.decoder, heads=heads)
+        with torch.inference_mode():
+            checkpoint.decoder.stream(torch.tensor([IDS]), None, trace)
+        found.append(trace)
+    assert torch.equal(found[0].states, found[1].states) and found[0].z.numel()
+    for ask in (lambda: found[1].z, lambda: found[1].pattern):
+        with pytest.raises(Unsupported, match="without the heads"):
+            ask()

@@ -195,10 +195,12 @@ class _Job:
         needs_plain = bool(self.wanted) or self.sweep is not None
         plain = run(self.checkpoint, self.prompt, max_tokens=0) if needs_plain else None
         edits = self.wanted.edits(self.checkpoint, self.prompt, plain.trace if plain else None) if self.wanted else None
+        views = self.show.views
         done = run(
-            self.checkpoint, self.prompt, max_tokens=self.max_tokens, sampling=self.rules, seed=self.seed, edits=edits
-        )
-        T, views = done.trace.n_positions, self.show.views
+            self.checkpoint, self.prompt, max_tokens=self.max_tokens, sampling=self.rules, seed=self.seed, edits=edits,
+            heads=self.keep or bool({"ledger", "attention", "walk"} & {*views}),
+        )  # fmt: skip
+        T = done.trace.n_positions
         position = self.show.position(T, len(self.prompt.ids))
         cells = None if self.keep else self.show.cells(T, len(self.prompt.ids))
         every = range(T) if cells is None else cells
