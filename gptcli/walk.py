@@ -160,7 +160,8 @@ class _Tree:
         def open_up(number: int, state: _State, const: float, flow: float) -> None:
             found = self._sum(state, const)
             total, size = found.total, max(found.size, TINY)
-            self.error = _worse(self.error, abs(total - totals[number]) / max(size, abs(totals[number])))
+            all_that = max(size, abs(totals[number]), self._rounded(state))
+            self.error = _worse(self.error, abs(total - totals[number]) / all_that)
             counts[number] = found.n_parts
             for part in found.largest:
                 share = DEEPER * flow * abs(part.value) / size
@@ -222,6 +223,14 @@ class _Tree:
                     parts.append(_Part(name=f"L{i}H{h}", position=j, value=value, opens=(i, h, look[h, j] * g[h])))
         parts.sort(key=lambda part: -abs(part.value))
         return _Sum(largest=parts[:MOST_STOPS], total=total, size=size, n_parts=n)
+
+    def _rounded(self, state: _State) -> float:
+        """Of a model in 16 bits the size of what was rounded there, number by number: its sum may be small, and is."""
+        trace = self._trace
+        if trace.embed.dtype in WIDE:
+            return 0.0
+        x = trace.mid_of(state.layer) if state.middle else trace.states[state.layer]
+        return float((wide(x[state.position]) * state.d).abs().sum())
 
     def _look(self, layer: int, at: int) -> Tensor:
         """How much each head took from each position up to this one. [H, S]."""

@@ -75,8 +75,8 @@ def test_numbers_that_contradict_the_model_s_are_refused(
 
     true_scores, true_norm = lens.scores, ledger.through_norm
 
-    def unscaled(end: Any, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        return true_scores(end, x, out).mul_(1.01)
+    def unscaled(end: Any, x: torch.Tensor, out: torch.Tensor | None = None, **more: Any) -> torch.Tensor:
+        return true_scores(end, x, out, **more).mul_(1.01)
 
     with monkeypatch.context() as bug:
         bug.setattr("gptcli.lens.scores", unscaled)
