@@ -136,15 +136,17 @@ def read(
     # two buffers for all chunks, and one for the head's slices: see `room_for`
     room = room_for(end)
     buffers = [rows.new_empty(R * step * V, dtype=WIDE[rows.dtype == torch.float64]) for _ in range(2)]
-    found = []
+    wholes = list[Tensor]()  # asked for at the first chunk: small things kept between large ones scatter the memory
     for t in range(0, T, step):
         part = rows[:, t : t + step]
         z, e = (buffer[: R * part.shape[1] * V].view(R, -1, V) for buffer in buffers)
         last = None if final is None else final[t : t + step]
-        found.append(_read_chunk(end, part, last, watch[t : t + step], top, size, z, e, room))
-    parts = [torch.cat(columns, 1) for columns in zip(*found, strict=True)]
+        found = _read_chunk(end, part, last, watch[t : t + step], top, size, z, e, room)
+        wholes = wholes or [x.new_empty(R, T, *x.shape[2:]) for x in found]
+        for whole, x in zip(wholes, found, strict=True):
+            whole[:, t : t + step] = x
     return Lens(
-        **dict(zip(("ids", "logprobs", "entropy", "kl", "rank", "watched"), (p.cpu() for p in parts), strict=True))
+        **dict(zip(("ids", "logprobs", "entropy", "kl", "rank", "watched"), (x.cpu() for x in wholes), strict=True))
     )
 
 
@@ -185,13 +187,14 @@ def _read_chunk(
 @torch.inference_mode()
 def disagreement(decoder: Decoder, seen: Tensor, true: Tensor) -> float:
     """How far the lens of one state is from the decoder's own logits, in units of the largest. Both [T, C]."""
-    end, apart, sizes = end_of(decoder), list[Tensor](), list[Tensor]()
+    end, chunks = end_of(decoder), [*zip(*(_in_chunks(x, decoder) for x in (seen, true)), strict=True)]
     room = room_for(end)
-    for a, b in zip(*(_in_chunks(x, decoder) for x in (seen, true)), strict=True):
+    found = seen.new_empty(2, len(chunks), dtype=torch.float32)  # how far apart, how large
+    for i, (a, b) in enumerate(chunks):
         theirs = decoder.readout(b).float()
-        apart.append((scores(end, a, room=room) - theirs).abs().max())
-        sizes.append(theirs.abs().max())
-    worst, largest = (float(torch.stack(found).max()) for found in (apart, sizes))  # Python's max would lose a NaN
+        found[0, i] = (scores(end, a, room=room) - theirs).abs().max()
+        found[1, i] = theirs.abs().max()
+    worst, largest = (float(x) for x in found.amax(1))  # Python's max would lose a NaN
     return worst / largest if largest else worst
 
 
@@ -222,12 +225,14 @@ class Norms:
 @torch.inference_mode()
 def norms(trace: Trace) -> Norms:
     """Of every state and write, in float32."""
-    columns = []
+    found = trace.states.new_empty(5, trace.config.n_layer, trace.states.shape[1], dtype=torch.float32)  # see `read`
     for i in range(trace.config.n_layer):  # layer by layer: float32 copies of all would be as large as a small model
         attn, mlp, pre = (x.float() for x in (trace.attn_out[i], trace.mlp_out[i], trace.states[i]))
         mid = pre if trace.config.parallel else trace.mid_of(i).float()
-        cosines = torch.cosine_similarity(attn, pre, -1), torch.cosine_similarity(mlp, mid, -1)
-        columns.append((pre.norm(dim=-1), attn.norm(dim=-1), mlp.norm(dim=-1), *cosines))
-    states, attn, mlp, attn_cos, mlp_cos = (torch.stack(column).cpu() for column in zip(*columns, strict=True))
+        for row, x in zip(found, (pre, attn, mlp), strict=False):
+            row[i] = x.norm(dim=-1)
+        for row, (x, onto) in zip(found[3:], ((attn, pre), (mlp, mid)), strict=True):
+            row[i] = torch.cosine_similarity(x, onto, -1)
+    states, attn, mlp, attn_cos, mlp_cos = found.cpu()
     last = trace.states[-1].float().norm(dim=-1).cpu()
     return Norms(states=torch.cat((states, last[None])), attn=attn, mlp=mlp, attn_cos=attn_cos, mlp_cos=mlp_cos)

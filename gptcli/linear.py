@@ -53,16 +53,20 @@ def emulated(dtype: torch.dtype, device: str) -> bool:
 
 def slow(x: Tensor, rows: int) -> bool:
     """Whether products of so many rows like these are better made in float32: from 8 on, where it is also exacter."""
-    return rows >= FEW and emulated(x.dtype, x.device.type) and not torch.is_grad_enabled()
+    if rows < FEW or torch.is_grad_enabled() or torch.compiler.is_compiling():  # the compiler warns of what is kept
+        return False
+    return emulated(x.dtype, x.device.type)
 
 
 def in_float32(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b, where products in their dtype are slow: in float32, a part of the matrix after the other."""
     rows, y = x.float(), x.new_empty(*x.shape[:-1], len(weight))
     step = max(1, AT_ONCE // weight.shape[1])
+    room = weight.new_empty(min(step, len(weight)), weight.shape[1], dtype=torch.float32)
     for i in range(0, len(weight), step):
         part = slice(i, i + step)
-        y[..., part] = F.linear(rows, weight[part].float(), None if bias is None else bias[part].float())
+        wide = room[: len(weight[part])].copy_(weight[part])
+        y[..., part] = F.linear(rows, wide, None if bias is None else bias[part].float())
     return y
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import resource
 import signal
 import subprocess
@@ -132,6 +133,23 @@ def test_forty_steps_are_twenty_a_kill_and_twenty_more_to_the_bit(corpus: Path, 
         assert {**a, "tokens_per_s": 0} == {**b, "tokens_per_s": 0}
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_ends_near_the_one_that_is_not_and_says_nothing_but_its_own_lines(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """What the compiler has to say of our code is no one's to read but ours."""
+    options = ("--steps", "4", "--validate-every", "2")
+    done = gptcli("train", corpus, "--out", tmp_path / "model", *SMALL[:-1], "--compile", *options)
+    assert done.returncode == 0, done.stderr.decode()
+    lines = done.stderr.decode().splitlines()
+    assert any(", compiled" in line for line in lines)
+    assert all(re.match(r"gptcli: |step \d+/4 ", line) for line in lines), lines
+    plain = gptcli("train", corpus, "--out", tmp_path / "plain", *SMALL, *options)
+    assert plain.returncode == 0, plain.stderr.decode()
+    ends = [json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1]) for name in ("model", "plain")]
+    assert ends[0]["loss"] == pytest.approx(ends[1]["loss"], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.commands import options as o
-from gptcli.commands.fitting import Asked, Watch, asked_recipe, empty_out, fit
+from gptcli.commands.fitting import Asked, Watch, asked_recipe, empty_out, fit, manner
 from gptcli.errors import BadCheckpoint, GptcliError, UsageError
 from gptcli.pairs import FIELDS, Pair, are_pairs, read_pairs
 from gptcli.recipe import Recipe, scaled
@@ -305,7 +305,6 @@ def _load(name: str, device: str) -> Checkpoint:
 
 
 def _run(plan: _Plan, out: Path, device: str, watch: Watch) -> None:
-    import torch
 
     from gptcli.checkpoint import save
     from gptcli.lora import attach, restore, save_adapter
@@ -341,7 +340,7 @@ def _run(plan: _Plan, out: Path, device: str, watch: Watch) -> None:
             f"gptcli: {moving:,} parameters move"
             + (f" beside {n:,} that do not" if rank else "")
             + f", {recipe.n_steps - step} steps of {recipe.batch} sequences of up to {recipe.n_ctx} tokens, "
-            f"{recipe.precision}, {torch.get_num_threads()} threads"
+            + manner(recipe)
         )
 
     def write(folder: Path) -> None:

@@ -96,6 +96,14 @@ def empty_out(out: Path | None, *, resumes: bool = True) -> Path:
     return out
 
 
+def manner(recipe: Recipe) -> str:
+    """How its steps are made: float32, 2 threads, compiled."""
+    import torch
+
+    n = torch.get_num_threads()
+    return f"{recipe.precision}, {n} thread{'s' if n > 1 else ''}" + (", compiled" if recipe.compiled else "")
+
+
 def fit(
     training: Training, out: Path, write_model: Callable[[Path], None], tokenizer: Tokenizer, watch: Watch
 ) -> Progress | None:

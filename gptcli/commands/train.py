@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.commands import options as o
-from gptcli.commands.fitting import Asked, Watch, asked_recipe, empty_out, fit
+from gptcli.commands.fitting import Asked, Watch, asked_recipe, empty_out, fit, manner
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound, UsageError
 from gptcli.presets import SIZES, Size, config_json, size_named
 from gptcli.recipe import Recipe, scaled
@@ -224,7 +224,6 @@ def _config(run: Path) -> Any:
 
 
 def _run(out: Path, recipe: Recipe, device: str, watch: Watch) -> None:
-    import torch
 
     from gptcli.checkpoint import pick_device, save
     from gptcli.corpus import Tokens, check_tokenizer
@@ -254,8 +253,7 @@ def _run(out: Path, recipe: Recipe, device: str, watch: Watch) -> None:
         n, total = checkpoint.config.n_params(), recipe.n_tokens(recipe.n_steps)
         say(
             f"gptcli: {n:,} parameters, {recipe.n_steps - step} steps of {recipe.batch} x {recipe.n_ctx} tokens, "
-            f"{total / tokens.n_train:.2f} passes over {tokens.n_train:,} tokens, {recipe.precision}, "
-            f"{torch.get_num_threads()} threads" + (", compiled" if recipe.compiled else "")
+            f"{total / tokens.n_train:.2f} passes over {tokens.n_train:,} tokens, " + manner(recipe)
         )
     fit(training, out, lambda folder: save(checkpoint, folder), checkpoint.tokenizer, watch)
 
