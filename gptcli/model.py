@@ -144,12 +144,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, s
         asked = q.reshape(len(q), k.shape[1], -1, q.shape[3])  # [B, K, H/K, D]
         return F.scaled_dot_product_attention(asked, k, v, mask, scale=scale).reshape(q.shape)
     if softcap is None:
-        causal = mask is None and T > 1
-        return F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-        )
-    shared = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
+        share = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=share)
+    n_shared = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(n_shared, 1), v.repeat_interleave(n_shared, 1)
     scores = softcap * torch.tanh((q @ k.transpose(-1, -2)) * scale / softcap)  # [B, H, T, S]
     if mask is None and T > 1:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptcli.compiled import has_compiler
-from gptcli.data import IGNORED, Batch, Batches
+from gptcli.data import IGNORED, Batch, Batches, Pairs
 from gptcli.errors import GptcliError
 from gptcli.model import Decoder
 from gptcli.optimizer import is_matrix, optimizers, restore, share, states
@@ -73,7 +73,8 @@ class Training:
             restore(self.optimizers, state)
         most = min(MICRO_TOKENS, MICRO_SCORES // decoder.config.n_vocab)
         self._micro = recipe.micro_batch or max(1, most // recipe.n_ctx)
-        self._losses = torch.compile(self._sum, dynamic=False) if recipe.compiled else self._sum
+        uneven = isinstance(batches, Pairs)  # as wide as a batch's longest row; or each width would be compiled anew
+        self._losses = torch.compile(self._sum, dynamic=uneven) if recipe.compiled else self._sum
         self._fixed = list(batches.validation())
 
     def run(self, *, validate_every: int = 0, show_every: int = 0) -> Iterator[Progress]:

@@ -14,7 +14,7 @@ from zoo import ZOO, Kind, built
 
 from gptcli import Checkpoint, load
 from gptcli.config import Config, Layer
-from gptcli.data import IGNORED, Batch
+from gptcli.data import IGNORED, Batch, Encoded, Pairs
 from gptcli.errors import BadCheckpoint, GptcliError
 from gptcli.families import FAMILIES
 from gptcli.layout import stored_names
@@ -127,6 +127,28 @@ def test_micro_batches_give_the_same_gradients() -> None:
 def test_bfloat16_learns_too() -> None:
     *_, last = Training(new(), Fixed(), recipe(precision="bfloat16", learning_rate=5e-3)).run()
     assert last.loss < 0.1
+
+
+@pytest.mark.slow
+def test_rows_of_all_lengths_are_compiled_once() -> None:
+    """A batch of pairs is as wide as its longest: compiled for each width anew, a run of minutes took hours."""
+    lengths = (3, 5, 6, 8, 9, 11, 12, 14)
+    rows = [Encoded(ids=tuple(range(n)), n_prompt=n // 2) for n in lengths for _ in range(4)]
+    asked = recipe(n_steps=len(lengths), batch=4, learning_rate=1e-3)
+    found = {}
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for compiled in (True, False):
+            batches = InOrder(rows, (), seed=0)
+            run = Training(new(), batches, dataclasses.replace(asked, compiled=compiled)).run()
+            found[compiled] = [progress.loss for progress in run]
+    assert found[True] == pytest.approx(found[False], rel=1e-4)
+
+
+class InOrder(Pairs):
+    """As they come, so that every batch has another width."""
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        return torch.arange(len(self._train))
 
 
 def test_labels_that_are_ignored_are_neither_learned_nor_counted() -> None:

@@ -300,8 +300,8 @@ def test_an_adapter_is_trained_resumed_run_and_merged(trained: Path, pairs: Path
     wait_for(lambda: lines_of(out / "metrics.jsonl") >= 13, process)
     process.kill()
     process.communicate()
-    refused = gptcli("finetune", "--resume", "--out", out, "--steps", "40")
-    assert refused.returncode == 2 and b"the recipe of the run" in refused.stderr
+    refused = gptcli("finetune", "--resume", "--out", out, "--epochs", "4")
+    assert refused.returncode == 2 and b"--steps instead of --epochs" in refused.stderr
     assert gptcli("finetune", "--resume", "--out", out).returncode == 0
     a, b = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "whole", out))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
@@ -323,6 +323,21 @@ def test_a_text_can_be_tuned_on_too(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("the cat sat on a red mat")  # shorter than the context: one sequence
     done = quick("finetune", trained, tmp_path / "short.txt", "--out", tmp_path / "n", "--steps", "2")
     assert done.returncode == 0 and b"2 steps of 16 sequences" in done.stderr, done.stderr.decode()
+
+
+def test_a_tuning_can_be_made_longer_and_told_to_end(trained: Path, corpus: Path, tmp_path: Path) -> None:
+    """At a constant rate for as long as one likes, then down to zero over the last fifth."""
+    out = tmp_path / "m"
+    done = quick("finetune", trained, corpus, "--out", out, "--steps", "4", "--schedule", "constant", "--lr", "1e-3")
+    assert done.returncode == 0, done.stderr.decode()
+    done = quick("finetune", "--resume", "--out", out, "--steps", "10", "--schedule", "wsd")
+    assert done.returncode == 0, done.stderr.decode()
+    rates = [json.loads(line)["learning_rate"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert rates[4:8] == pytest.approx([1e-3] * 4) and rates[8:] == pytest.approx([5e-4, 0.0])
+    kept = json.loads((out / "run" / "recipe.json").read_text())
+    assert kept["recipe"]["n_steps"] == 10 and kept["recipe"]["weight_decay"] == 0.1
+    refused = quick("finetune", "--resume", "--out", out, "--optimizer", "muon")
+    assert refused.returncode == 2 and b"its state is of no use to muon" in refused.stderr
 
 
 def test_finetune_refuses_with_clear_words(trained: Path, corpus: Path, pairs: Path, tmp_path: Path) -> None:

@@ -80,6 +80,45 @@ def asked_recipe(asked: Asked, recipe: Recipe, n_params: int, device: str) -> Re
     )
 
 
+def changed(was: Recipe, asked: Asked, out: Path) -> Recipe:
+    """The recipe of a run that goes on: longer, or changed where a change makes sense, if the command line says so.
+
+    Raises UsageError for another optimizer.
+    """
+    from gptcli.recipe import scaled
+
+    if asked.optimizer not in (None, was.optimizer):
+        raise UsageError(f"the run in {out} uses {was.optimizer}; its state is of no use to {asked.optimizer}")
+    if asked == Asked():
+        return was
+    again = scaled(
+        n_tokens=asked.n_tokens(was.batch * was.n_ctx, was.n_ctx) or was.n_tokens(was.n_steps),
+        n_ctx=was.n_ctx,
+        batch_tokens=was.batch * was.n_ctx,
+        learning_rate=asked.learning_rate or was.learning_rate,
+        schedule=asked.schedule or was.schedule,
+        optimizer=was.optimizer,
+        seed=was.seed,
+    )
+    if not was.ramp_tokens:
+        again = dataclasses.replace(again, ramp_tokens=0, ramp_from=0)
+    return dataclasses.replace(
+        again,
+        weight_decay=was.weight_decay,
+        precision=asked.precision or was.precision,
+        micro_batch=was.micro_batch if asked.micro_batch is None else asked.micro_batch,
+        compiled=was.compiled if asked.compiled is None else asked.compiled,
+    )
+
+
+def keep_recipe(out: Path, kept: Mapping[str, Any], recipe: Recipe) -> None:
+    """Writes it over the one in recipe.json, whose values are `kept`."""
+    from gptcli.saves import replace_text
+
+    values = {**kept, "recipe": dataclasses.asdict(recipe)}
+    replace_text(out / "run" / "recipe.json", json.dumps(values, indent=2) + "\n")
+
+
 def empty_out(out: Path | None, *, resumes: bool = True) -> Path:
     """The folder of a new run; what a run left that never began may be in it. Raises UsageError otherwise.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.commands import options as o
-from gptcli.commands.fitting import Asked, Watch, asked_recipe, empty_out, fit, manner
+from gptcli.commands.fitting import Asked, Watch, asked_recipe, changed, empty_out, fit, keep_recipe, manner
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound, UsageError
 from gptcli.presets import SIZES, Size, config_json, size_named
 from gptcli.recipe import Recipe, scaled
@@ -185,35 +185,15 @@ def _prepared(
 
 def _resumed(out: Path, asked: Asked) -> Recipe:
     """The run's recipe; made longer, or changed where a change makes sense, if the command line says so."""
-    from gptcli.saves import read_json, replace_text
+    from gptcli.saves import read_json
 
     kept = read_json(out / "run" / "recipe.json")
     try:
         was = Recipe(**kept["recipe"])
     except (TypeError, KeyError) as error:
         raise BadCheckpoint(f"{out / 'run' / 'recipe.json'} is not a recipe: {error}") from None
-    if asked.optimizer not in (None, was.optimizer):
-        raise UsageError(f"the run in {out} uses {was.optimizer}; its state is of no use to {asked.optimizer}")
-    if asked == Asked():
-        return was
-    again = scaled(
-        n_tokens=asked.n_tokens(was.batch * was.n_ctx, was.n_ctx) or was.n_tokens(was.n_steps),
-        n_ctx=was.n_ctx,
-        batch_tokens=was.batch * was.n_ctx,
-        learning_rate=asked.learning_rate or was.learning_rate,
-        schedule=asked.schedule or was.schedule,
-        optimizer=was.optimizer,
-        seed=was.seed,
-    )
-    recipe = dataclasses.replace(
-        again,
-        precision=asked.precision or was.precision,
-        micro_batch=was.micro_batch if asked.micro_batch is None else asked.micro_batch,
-        compiled=was.compiled if asked.compiled is None else asked.compiled,
-    )
-    replace_text(
-        out / "run" / "recipe.json", json.dumps(kept | {"recipe": dataclasses.asdict(recipe)}, indent=2) + "\n"
-    )
+    if (recipe := changed(was, asked, out)) != was:
+        keep_recipe(out, kept, recipe)
     return recipe
 
 
