@@ -176,6 +176,8 @@ def fit(
         saved_at, saved = time.monotonic(), training.step
 
     validate_every = watch.validate_every or max(1, n_steps // VALIDATE_SHARE)
+    if training.recipe.compiled and training.step < n_steps and not watch.quiet:
+        say("gptcli: compiling the step, a minute or two ...")
     try:
         with (out / "metrics.jsonl").open("a", encoding="utf-8", buffering=1) as log:
             for progress in training.run(validate_every=validate_every, show_every=10 if panel else 0):
