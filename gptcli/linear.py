@@ -7,6 +7,7 @@ spelled out: the compiler makes one loop of it that converts, multiplies and add
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import torch
@@ -61,13 +62,21 @@ def slow(x: Tensor, rows: int) -> bool:
 def in_float32(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b, where products in their dtype are slow: in float32, a part of the matrix after the other."""
     rows, y = x.float(), x.new_empty(*x.shape[:-1], len(weight))
-    step = max(1, AT_ONCE // weight.shape[1])
-    room = weight.new_empty(min(step, len(weight)), weight.shape[1], dtype=torch.float32)
-    for i in range(0, len(weight), step):
-        part = slice(i, i + step)
+    room = weight.new_empty(min(len(weight), _at_once(weight)), weight.shape[1], dtype=torch.float32)
+    for part in parts(weight):
         wide = room[: len(weight[part])].copy_(weight[part])
         y[..., part] = F.linear(rows, wide, None if bias is None else bias[part].float())
     return y
+
+
+def parts(weight: Tensor) -> Iterator[slice]:
+    """The rows of a matrix, as many at a time as are made float32 at once."""
+    for i in range(0, len(weight), _at_once(weight)):
+        yield slice(i, i + _at_once(weight))
+
+
+def _at_once(weight: Tensor) -> int:
+    return max(1, AT_ONCE // weight.shape[1])
 
 
 def stored(x: Tensor) -> Tensor:
@@ -116,9 +125,12 @@ class Int8(nn.Module):
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None) -> Int8:
         """Rounds a matrix, [N, K]."""
-        w = weight.float()
-        scale = w.abs().amax(-1).clamp(min=TINY) / 127
-        return cls((w / scale[:, None]).round_().to(torch.int8), scale, bias)
+        q, scale = torch.empty_like(weight, dtype=torch.int8), weight.new_empty(len(weight), dtype=torch.float32)
+        for rows in parts(weight):
+            w = weight[rows].float()
+            scale[rows] = w.abs().amax(-1).clamp(min=TINY) / 127
+            q[rows] = (w / scale[rows, None]).round_()
+        return cls(q, scale, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
@@ -149,9 +161,13 @@ class Int4(nn.Module):
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None) -> Int4:
         """Rounds a matrix, [N, K]."""
-        q, scale, middle = _in_4_bits(weight.float().view(len(weight), -1, GROUP))
-        packed = torch._convert_weight_to_int4pack_for_cpu(q.view(weight.shape).int(), 1)
-        return cls(packed, torch.stack((scale, middle), -1).transpose(0, 1).contiguous(), bias)
+        (N, K), q = weight.shape, torch.empty_like(weight, dtype=torch.int32)
+        scale = weight.new_empty(K // GROUP, N, 2, dtype=torch.bfloat16)
+        for rows in parts(weight):
+            levels, *line = _in_4_bits(weight[rows].float().view(-1, K // GROUP, GROUP))
+            q[rows] = levels.view(-1, K).int()
+            scale[:, rows] = torch.stack(line, -1).transpose(0, 1)
+        return cls(torch._convert_weight_to_int4pack_for_cpu(q, 1), scale, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).bfloat16()

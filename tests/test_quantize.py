@@ -55,6 +55,23 @@ def test_4_bits_are_never_worse_than_16_even_levels() -> None:
     torch.testing.assert_close(Int4.of(weight, None).whole(), kept.flatten(1), rtol=0.01, atol=0.02)
 
 
+@pytest.mark.parametrize("form", [Int8, Int4])
+@pytest.mark.parametrize("at_once", [1, 1000, 10**6])
+def test_part_by_part_gives_the_same_numbers_in_little_memory(
+    form: type[Int8] | type[Int4], at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The matrix of the scores is the largest there is; copies of it in float32 took more than the model."""
+    w = torch.randn(48, 96, generator=torch.Generator().manual_seed(5)).bfloat16()
+    whole, wide = form.of(w, None), list[int]()
+    float32 = torch.Tensor.float
+    monkeypatch.setattr("gptcli.linear.AT_ONCE", at_once)
+    monkeypatch.setattr(torch.Tensor, "float", lambda t: wide.append(t.numel()) or float32(t))
+    parts = form.of(w, None)
+    monkeypatch.undo()
+    assert torch.equal(parts.weight, whole.weight) and torch.equal(parts.scale, whole.scale)
+    assert max(wide) <= max(at_once, 96)
+
+
 def test_a_matrix_of_zeros_stays_one() -> None:
     assert not Int8.of(torch.zeros(16, 32), None).whole().any()
     assert float(Int4.of(torch.zeros(16, 32), None).whole().abs().max()) < 1e-20
