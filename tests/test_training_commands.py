@@ -239,6 +239,7 @@ def test_bad_input_gets_clear_words(corpus: Path, trained: Path, tmp_path: Path)
         (["train", corpus, "--out", tmp_path / "e", "--size", "huge"], 2, "size 'huge' is not known"),
         (["train", corpus, "--out", tmp_path / "f", "--heads", "5"], 2, "does not divide into 5 heads"),
         (["train", corpus, "--out", tmp_path / "g", "--tokens", "many"], 2, "--tokens must be a count"),
+        (["train", corpus, "--out", tmp_path / "i", "--device", "cuda:99"], 2, "'cuda:99' is not available"),
         (["train", "--resume", "--out", tmp_path / "h"], 3, "recipe.json is not there"),
         (["train", "--resume", "--out", trained, "--optimizer", "adamw"], 2, "its state is of no use to adamw"),
         (["finetune", "--resume", "--out", trained], 2, "is one of gptcli train"),
@@ -247,6 +248,7 @@ def test_bad_input_gets_clear_words(corpus: Path, trained: Path, tmp_path: Path)
         errors = done.stderr.decode()
         assert done.returncode == code, (arguments, errors)
         assert words in errors.splitlines()[-2 if "hint:" in errors else -1], errors
+        assert "cuda" not in words or "learning a vocabulary" not in errors  # nor after minutes of work
         assert "Traceback" not in errors
 
 
@@ -351,6 +353,7 @@ def test_finetune_refuses_with_clear_words(trained: Path, corpus: Path, pairs: P
         ([trained, pairs, "--out", tmp_path / "e", "--lora-alpha", "3"], 2, "are for an adapter"),
         ([trained, "--out", tmp_path / "f"], 2, "what to train, and on what?"),
         ([trained, pairs, "--out", tmp_path / "g", "--fields", "x"], 2, "is not two names"),
+        ([trained, corpus, "--out", tmp_path / "h", "--context", "33"], 2, "more than the 32 tokens"),
     ):
         done = quick("finetune", *arguments)  # type: ignore[arg-type]
         errors = done.stderr.decode()

@@ -215,6 +215,8 @@ def _prepared(
     if (rank := plan.rank(checkpoint)) is not None:
         places(checkpoint, rank.targets)  # raises for a name that does not exist
     most, run = checkpoint.config.n_ctx, out / "run"
+    if n_ctx and n_ctx > most:
+        raise UsageError(f"--context {n_ctx} is more than the {most} tokens that {plan.name} reads")
     try:
         run.mkdir(parents=True, exist_ok=True)
         for name in COMPANIONS:
@@ -239,7 +241,7 @@ def _prepared(
                 encode=lambda part: list(map(checkpoint.tokenizer.encode, part)),
                 n_vocab=checkpoint.config.n_vocab, end_id=_end(checkpoint), share=share,
             )  # fmt: skip
-            length = min(most, n_ctx or max(1, min(512, tokens.n_train - 1)))  # a short text is one sequence
+            length = n_ctx or max(1, min(most, 512, tokens.n_train - 1))  # a short text is one sequence
             corpus.check_length(tokens, length)
             n_tokens = round(epochs * (tokens.n_train - 1))
         recipe = scaled(

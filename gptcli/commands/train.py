@@ -133,8 +133,10 @@ def _prepared(
 ) -> Recipe:
     """Writes run/: tokenizer, tokens, recipe.json last."""
     from gptcli import corpus
+    from gptcli.checkpoint import pick_device
     from gptcli.saves import replace_text, versions
 
+    pick_device(device)  # raises for one that is not there, before the minutes that a large corpus takes
     run = out / "run"
     hear = (lambda text: None) if quiet else say
     try:
