@@ -156,6 +156,8 @@ class WhatIf:
     kl: float
     lead: tuple[float, float]  # logit of the target minus that of the rival
     direct: float | None  # change of the lead by what the parts themselves wrote
+    js: float | None = None  # Jensen-Shannon divergence of the two predictions, nats, 0 to ln 2
+    moved: float | None = None  # share of the probability that is elsewhere after it: total variation, 0 to 1
 
 
 @dataclass(frozen=True, kw_only=True)

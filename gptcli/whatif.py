@@ -22,7 +22,7 @@ from torch import Tensor
 from gptcli.attention import Cut, seen, shared
 from gptcli.attention import looks as looks_at
 from gptcli.checkpoint import Checkpoint
-from gptcli.divergence import kl
+from gptcli.divergence import js, kl, total_variation
 from gptcli.errors import Unsupported
 from gptcli.ledger import Ledger, head_directions, ledger, refusal, wide
 from gptcli.lens import end_of, log_probs, scores
@@ -154,6 +154,8 @@ class Effect:
     rank: tuple[int, int]
     best: tuple[int, int]
     kl: float  # KL(before || after)
+    js: float  # Jensen-Shannon divergence, 0 to ln 2
+    moved: float  # share of the probability that is elsewhere now: the total variation, 0 to 1
     lead: tuple[float, float]  # the target's logit minus the rival's, before any cap
     direct: float | None  # what the parts themselves put into the lead, taken away; None where no ledger says
 
@@ -176,6 +178,8 @@ def effect(
         rank=(rank[0], rank[1]),
         best=(best[0], best[1]),
         kl=max(0.0, float(kl(p[0], p[1]))),
+        js=max(0.0, float(js(p[0], p[1]))),
+        moved=min(1.0, float(total_variation(p[0], p[1]))),
         lead=(lead[0], lead[1]),
         direct=direct,
     )

@@ -123,6 +123,9 @@ def test_an_effect_is_the_difference_of_two_runs(checkpoint: Checkpoint) -> None
     assert found.best == (target, int(q.argmax()))
     assert found.kl == pytest.approx(float((p.exp() * (p - q)).sum()), abs=1e-5) and found.kl > 1e-4
     assert found.lead[1] == pytest.approx(float(q[target] - q[rival]), abs=1e-4)
+    middle = ((p.exp() + q.exp()) / 2).log()
+    assert found.js == pytest.approx(float((p.exp() * (p - middle) + q.exp() * (q - middle)).sum()) / 2, abs=1e-6)
+    assert found.moved == pytest.approx(float((q.exp() - p.exp()).clamp(min=0).sum()), abs=1e-6) and found.moved > 1e-3
 
 
 @pytest.mark.parametrize("kind", SUMS, ids=str)

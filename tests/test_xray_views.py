@@ -64,7 +64,7 @@ def found(tiny_gpt2: Path) -> Scan:
                       direct=table(swept.direct), best=table(swept.best)),
         what_if=WhatIf(edits=("L1H2",), how="mean", before=done.ids[14:], after=(*done.ids[14:16], 9), target=7,
                        rival=8, logprob=(-1.0, -2.5), rank=(1, 9), best=(7, 9), kl=0.0002, lead=(1.0, -0.5),
-                       direct=-0.75),
+                       direct=-0.75, js=0.0301, moved=0.0879),
     )  # fmt: skip
 
 

@@ -273,7 +273,8 @@ class _Job:
         return WhatIf(
             edits=wanted.words, how=wanted.how, before=before.ids[len(self.prompt.ids) :],
             after=done.ids[len(self.prompt.ids) :], target=target, rival=rival, logprob=e.logprob, rank=e.rank,
-            best=e.best, kl=e.kl, lead=e.lead, direct=e.direct,
+            best=e.best, kl=e.kl, lead=e.lead, direct=e.direct, js=e.js,
+            moved=e.moved,
         )  # fmt: skip
 
     def _mosaic(self, plain: Run) -> Any:

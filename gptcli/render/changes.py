@@ -9,6 +9,7 @@ from rich.text import Text
 
 from gptcli.records_xray import Draw, Mosaic, Occlusion, Scan, WhatIf
 from gptcli.render import theme
+from gptcli.render.bars import percent
 from gptcli.render.cell import (
     PLUS,
     Columns,
@@ -49,9 +50,11 @@ def draw_what_if(scan: Scan, found: WhatIf, *, colour: bool) -> RenderableType:
     flipped = "flipped" if found.best[0] != found.best[1] else "the same"
     table.add_row("best token", *(label(scan, b) for b in found.best), flipped)
     table.add_row(f"lead over {rival}, logits", *(f"{x:+.3f}" for x in found.lead), signed(total, 3))
-    lines = [
-        Text(f"KL(before || after) {found.kl:.3f} nats" if found.kl >= 0.001 else "KL(before || after) <.001 nats")
-    ]
+    apart = Text(f"KL(before || after) {_nats(found.kl)} nats")
+    if found.js is not None and found.moved is not None:
+        apart.append(f", Jensen-Shannon {_nats(found.js)} of {math.log(2):.3f} at most, ")
+        apart.append(f"{percent(found.moved)} of the probability moved", "bold")
+    lines = [apart]
     if found.direct is not None:
         line = Text.assemble("direct effect on the lead ", (signed(found.direct, 3), "bold"))
         line.append_text(Text.assemble(", total ", (signed(total, 3), "bold")))
@@ -59,6 +62,10 @@ def draw_what_if(scan: Scan, found: WhatIf, *, colour: bool) -> RenderableType:
         lines.append(line)
     answers = [Text.assemble((f"{name:>7} … ", "dim"), text) for name, text in _both(scan, found, colour=colour)]
     return Group(title, *answers, Text(), table, *lines, footer(scan))
+
+
+def _nats(x: float) -> str:
+    return f"{x:.3f}" if x >= 0.001 else "<.001"
 
 
 def _both(scan: Scan, found: WhatIf, *, colour: bool) -> list[tuple[str, Text]]:
