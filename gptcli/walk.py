@@ -33,6 +33,7 @@ MOST_STOPS = 16
 TINY = 1e-30
 DEEPER = 2.0  # a stop further down is named before one that carries up to so many times its share of the flow
 BOUND = 1e-4  # of all that is added up, as the ledger's
+ROUNDINGS = 5  # of what an MLP's unit writes: gate, its activation, up, the product, the sum; at a sink one unit is all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class _Part:
     position: int
     value: float
     opens: tuple[int, int | None, Tensor] | None = None  # layer, head (None: MLP), and the direction of its write
+    rounded: float = 0.0  # in 16 bits: the size of the numbers that it is the sum of, and that were rounded one by one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ def walk(trace: Trace, position: int, target: int, rival: int | None = None) -> 
     root = _State(layer=trace.config.n_layer, middle=False, position=position, d=d[0])
     stops = tree.grown(root, score, const)
     dtype = trace.embed.dtype
-    bound = BOUND if dtype in WIDE else BOUNDS[dtype]
+    bound = BOUND if dtype in WIDE else max(BOUNDS[dtype], ROUNDINGS * torch.finfo(dtype).eps / 2)
     error, constant, rounding = _worse(flow.error, tree.error), flow.constant + const, flow.rounding
     if dtype in WIDE:  # whose rounding is nothing to be named: it is the error
         ways = [*words.tolist(), *places.tolist(), constant]
@@ -124,7 +126,9 @@ class _Flow:
             above, down = down, down + mlp + attn
             below, const = _along(x, down), const + more
             lost = float(value.sum() - below.sum() - const.sum())
-            size = float((wide(trace.states[i + 1]) * above).abs().sum())  # what was rounded were its numbers
+            size = _size(trace.states[i + 1], above)  # what was rounded were its numbers, and those of the writes
+            if trace.embed.dtype not in WIDE:
+                size += _size(trace.attn_out[i], above) + _size(trace.mlp_out[i], above)
             self.error = _worse(self.error, abs(lost) / max(size, TINY))
             self.rounding, self.constant, value = self.rounding + lost, self.constant + float(const.sum()), below
         place = _places(trace, slice(None))
@@ -160,7 +164,8 @@ class _Tree:
         def open_up(number: int, state: _State, const: float, flow: float) -> None:
             found = self._sum(state, const)
             total, size = found.total, max(found.size, TINY)
-            all_that = max(size, abs(totals[number]), self._rounded(state))
+            own = parts[number].rounded if number >= 0 else 0.0
+            all_that = max(size, abs(totals[number]), self._rounded(state), own)
             self.error = _worse(self.error, abs(total - totals[number]) / all_that)
             counts[number] = found.n_parts
             for part in found.largest:
@@ -208,8 +213,8 @@ class _Tree:
             values = torch.einsum("hd,hsd->hs", g, shared(wide(trace.v[i]), c.n_head)[:, : at + 1])
             taken.append((look, g, look * values))
             if i < state.layer:
-                value = float(wide(trace.mlp_out[i][at]) @ d)
-                parts.append(_Part(name=f"L{i} mlp", position=at, value=value, opens=(i, None, d)))
+                value, own = float(wide(trace.mlp_out[i][at]) @ d), self._size(trace.mlp_out[i][at], d)
+                parts.append(_Part(name=f"L{i} mlp", position=at, value=value, opens=(i, None, d), rounded=own))
         parts.append(_Part(name="constant", position=at, value=const))
         parts = [part for part in parts if part.value]
         total, size, n = sum(p.value for p in parts), sum(abs(p.value) for p in parts), len(parts)
@@ -220,17 +225,20 @@ class _Tree:
                 i, h, j = index // every[0].numel(), index // every.shape[2] % every.shape[1], index % every.shape[2]
                 look, g, values = taken[i]
                 if value := float(values[h, j]):
-                    parts.append(_Part(name=f"L{i}H{h}", position=j, value=value, opens=(i, h, look[h, j] * g[h])))
+                    read = look[h, j] * g[h]
+                    own = self._size(shared(trace.v[i], c.n_head)[h, j], read)
+                    parts.append(_Part(name=f"L{i}H{h}", position=j, value=value, opens=(i, h, read), rounded=own))
         parts.sort(key=lambda part: -abs(part.value))
         return _Sum(largest=parts[:MOST_STOPS], total=total, size=size, n_parts=n)
 
     def _rounded(self, state: _State) -> float:
         """Of a model in 16 bits the size of what was rounded there, number by number: its sum may be small, and is."""
         trace = self._trace
-        if trace.embed.dtype in WIDE:
-            return 0.0
         x = trace.mid_of(state.layer) if state.middle else trace.states[state.layer]
-        return float((wide(x[state.position]) * state.d).abs().sum())
+        return self._size(x[state.position], state.d)
+
+    def _size(self, x: Tensor, d: Tensor) -> float:
+        return 0.0 if self._trace.embed.dtype in WIDE else _size(x, d)
 
     def _look(self, layer: int, at: int) -> Tensor:
         """How much each head took from each position up to this one. [H, S]."""
@@ -284,13 +292,15 @@ def through_mlp(block: Block, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     c, mlp = block.config, block.mlp
     assert isinstance(mlp, MLP)
     norm = block.mlp_norm or (block.attn_norm if c.parallel else None)
-    read = normed(norm, x)
-    up = _apply(mlp.up, read)
-    gate = mlp.act(_apply(mlp.gate, read)) if mlp.gate else mlp.act(up) / up.where(up != 0, torch.ones_like(up))
+    own = x.to(mlp.up.weight.dtype)  # in 16 bits a gate that is a small difference may be far from the exact one
+    read = norm(own) if norm else own
+    up = mlp.up(read)
+    bent, up = wide(mlp.act(mlp.gate(read) if mlp.gate else up)), wide(up)
+    gate = bent if mlp.gate else bent / up.where(up != 0, torch.ones_like(up))
     d = d * c.residual_scale
     const = torch.zeros_like(d[:, 0])
     if block.mlp_out_norm:
-        d, const = through_norm(block.mlp_out_norm, _apply(mlp.down, gate * up), d)
+        d, const = through_norm(block.mlp_out_norm, wide(mlp(read)), d)
     for layer, factor in ((mlp.down, None), (mlp.up, gate)):
         d = d if factor is None else d * factor
         const = const if layer.bias is None else const + d @ wide(layer.bias)
@@ -314,14 +324,14 @@ def _along(x: Tensor, d: Tensor) -> Tensor:
     return (wide(x) * d).sum(-1)
 
 
+def _size(x: Tensor, d: Tensor) -> float:
+    """Of x . d, without signs."""
+    return float((wide(x) * d).abs().sum())
+
+
 def _worse(a: float, b: float) -> float:
     """The larger error; not a number, once one is."""
     return b if not b <= a else a
-
-
-def _apply(layer: torch.nn.Module, x: Tensor) -> Tensor:
-    y = x @ wide(layer.weight).T  # type: ignore[arg-type]
-    return y if layer.bias is None else y + wide(layer.bias)  # type: ignore[arg-type]
 
 
 def _block(trace: Trace, layer: int) -> Block:
