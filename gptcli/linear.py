@@ -63,13 +63,13 @@ def in_float32(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b, where products in their dtype are slow: in float32, a part of the matrix after the other."""
     rows, y = x.float(), x.new_empty(*x.shape[:-1], len(weight))
     room = weight.new_empty(min(len(weight), _at_once(weight)), weight.shape[1], dtype=torch.float32)
-    for part in parts(weight):
+    for part in in_parts(weight):
         wide = room[: len(weight[part])].copy_(weight[part])
         y[..., part] = F.linear(rows, wide, None if bias is None else bias[part].float())
     return y
 
 
-def parts(weight: Tensor) -> Iterator[slice]:
+def in_parts(weight: Tensor) -> Iterator[slice]:
     """The rows of a matrix, as many at a time as are made float32 at once."""
     for i in range(0, len(weight), _at_once(weight)):
         yield slice(i, i + _at_once(weight))
@@ -126,7 +126,7 @@ class Int8(nn.Module):
     def of(cls, weight: Tensor, bias: Tensor | None) -> Int8:
         """Rounds a matrix, [N, K]."""
         q, scale = torch.empty_like(weight, dtype=torch.int8), weight.new_empty(len(weight), dtype=torch.float32)
-        for rows in parts(weight):
+        for rows in in_parts(weight):
             w = weight[rows].float()
             scale[rows] = w.abs().amax(-1).clamp(min=TINY) / 127
             q[rows] = (w / scale[rows, None]).round_()
@@ -163,7 +163,7 @@ class Int4(nn.Module):
         """Rounds a matrix, [N, K]."""
         (N, K), q = weight.shape, torch.empty_like(weight, dtype=torch.int32)
         scale = weight.new_empty(K // GROUP, N, 2, dtype=torch.bfloat16)
-        for rows in parts(weight):
+        for rows in in_parts(weight):
             levels, *line = _in_4_bits(weight[rows].float().view(-1, K // GROUP, GROUP))
             q[rows] = levels.view(-1, K).int()
             scale[:, rows] = torch.stack(line, -1).transpose(0, 1)

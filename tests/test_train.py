@@ -131,7 +131,7 @@ def test_bfloat16_learns_too() -> None:
 
 @pytest.mark.slow
 def test_rows_of_all_lengths_are_compiled_once() -> None:
-    """A batch of pairs is as wide as its longest: compiled for each width anew, a run of minutes took hours."""
+    """A batch of pairs is as wide as its longest: compiled for each width anew, each took most of a minute."""
     lengths = (3, 5, 6, 8, 9, 11, 12, 14)
     rows = [Encoded(ids=tuple(range(n)), n_prompt=n // 2) for n in lengths for _ in range(4)]
     asked = recipe(n_steps=len(lengths), batch=4, learning_rate=1e-3)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.commands import options as o
-from gptcli.commands.fitting import Asked, Watch, asked_recipe, changed, empty_out, fit, keep_recipe, manner
+from gptcli.commands.fitting import Asked, Watch, asked_recipe, changed, empty_out, fit, manner
 from gptcli.errors import BadCheckpoint, GptcliError, UsageError
 from gptcli.pairs import FIELDS, Pair, are_pairs, read_pairs
 from gptcli.recipe import Recipe, scaled
@@ -297,9 +297,7 @@ def _resumed(out: Path, asked: Asked) -> _Plan:
         plan = _Plan(**{**known, "recipe": was, "targets": targets})
     except (TypeError, KeyError) as error:
         raise BadCheckpoint(f"{out / 'run' / 'recipe.json'} is not a recipe: {error}") from None
-    if (recipe := changed(was, asked, out)) != was:
-        keep_recipe(out, values, recipe)
-    return dataclasses.replace(plan, recipe=recipe)
+    return dataclasses.replace(plan, recipe=changed(was, asked, out, values))
 
 
 def _load(name: str, device: str) -> Checkpoint:
@@ -311,7 +309,6 @@ def _load(name: str, device: str) -> Checkpoint:
 
 
 def _run(plan: _Plan, out: Path, device: str, watch: Watch) -> None:
-
     from gptcli.checkpoint import save
     from gptcli.lora import attach, restore, save_adapter
     from gptcli.saves import newest

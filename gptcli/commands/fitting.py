@@ -80,12 +80,13 @@ def asked_recipe(asked: Asked, recipe: Recipe, n_params: int, device: str) -> Re
     )
 
 
-def changed(was: Recipe, asked: Asked, out: Path) -> Recipe:
+def changed(was: Recipe, asked: Asked, out: Path, kept: Mapping[str, Any]) -> Recipe:
     """The recipe of a run that goes on: longer, or changed where a change makes sense, if the command line says so.
 
-    Raises UsageError for another optimizer.
+    kept: what its recipe.json holds; a changed recipe is written there. Raises UsageError for another optimizer.
     """
     from gptcli.recipe import scaled
+    from gptcli.saves import replace_text
 
     if asked.optimizer not in (None, was.optimizer):
         raise UsageError(f"the run in {out} uses {was.optimizer}; its state is of no use to {asked.optimizer}")
@@ -102,21 +103,16 @@ def changed(was: Recipe, asked: Asked, out: Path) -> Recipe:
     )
     if not was.ramp_tokens:
         again = dataclasses.replace(again, ramp_tokens=0, ramp_from=0)
-    return dataclasses.replace(
+    recipe = dataclasses.replace(
         again,
         weight_decay=was.weight_decay,
         precision=asked.precision or was.precision,
         micro_batch=was.micro_batch if asked.micro_batch is None else asked.micro_batch,
         compiled=was.compiled if asked.compiled is None else asked.compiled,
     )
-
-
-def keep_recipe(out: Path, kept: Mapping[str, Any], recipe: Recipe) -> None:
-    """Writes it over the one in recipe.json, whose values are `kept`."""
-    from gptcli.saves import replace_text
-
     values = {**kept, "recipe": dataclasses.asdict(recipe)}
     replace_text(out / "run" / "recipe.json", json.dumps(values, indent=2) + "\n")
+    return recipe
 
 
 def empty_out(out: Path | None, *, resumes: bool = True) -> Path:

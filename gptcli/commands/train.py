@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.commands import options as o
-from gptcli.commands.fitting import Asked, Watch, asked_recipe, changed, empty_out, fit, keep_recipe, manner
+from gptcli.commands.fitting import Asked, Watch, asked_recipe, changed, empty_out, fit, manner
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound, UsageError
 from gptcli.presets import SIZES, Size, config_json, size_named
 from gptcli.recipe import Recipe, scaled
@@ -194,9 +194,7 @@ def _resumed(out: Path, asked: Asked) -> Recipe:
         was = Recipe(**kept["recipe"])
     except (TypeError, KeyError) as error:
         raise BadCheckpoint(f"{out / 'run' / 'recipe.json'} is not a recipe: {error}") from None
-    if (recipe := changed(was, asked, out)) != was:
-        keep_recipe(out, kept, recipe)
-    return recipe
+    return changed(was, asked, out, kept)
 
 
 def _config(run: Path) -> Any:
@@ -206,7 +204,6 @@ def _config(run: Path) -> Any:
 
 
 def _run(out: Path, recipe: Recipe, device: str, watch: Watch) -> None:
-
     from gptcli.checkpoint import pick_device, save
     from gptcli.corpus import Tokens, check_tokenizer
     from gptcli.data import Windows
