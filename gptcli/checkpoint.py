@@ -27,8 +27,7 @@ from gptcli.layout import Layout, Part, Placement, look, stored_names
 from gptcli.memory import check_fits
 from gptcli.model import Decoder
 from gptcli.model_choice import chosen_model
-from gptcli.quantize import KINDS, Bits, keep, kept, restore
-from gptcli.quantize import quantize as quantized
+from gptcli.quantize import KINDS, Bits, check_kernel, keep, kept, restore, round_head, round_matrix
 from gptcli.tokens import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -161,27 +160,34 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _fill(layout: Layout, device: torch.device, dtype: torch.dtype) -> Decoder:
-    """A decoder whose every parameter comes from the files: built without memory, then filled tensor by tensor."""
+def _fill(layout: Layout, device: torch.device, dtype: torch.dtype, bits: Bits | None = None) -> Decoder:
+    """A decoder whose every parameter comes from the files: built without memory, then filled tensor by tensor.
+
+    bits: matrices are rounded to them as they come, so that no two of them are in memory as they were.
+    """
     with torch.device("meta"):
         decoder = Decoder(layout.config)
     for part, tensor in stored_parts(layout, device=device, dtype=dtype):
         _assign(decoder, part, tensor)
+        if bits and part.name.endswith(".weight"):
+            round_matrix(decoder, part.name.removesuffix(".weight"), bits)
     empty = [name for name, parameter in decoder.named_parameters() if parameter.is_meta]
     if empty:
         raise BadCheckpoint(f"{empty[0]} was not filled")
+    if bits:
+        round_head(decoder)
     return decoder.eval()
 
 
 def _rounded(layout: Layout, device: torch.device, dtype: torch.dtype, bits: Bits) -> Decoder:
     """The same with rounded matrices; found in the user's cache, or rounded now and kept there."""
+    check_kernel(bits, device)
     file = kept(layout, dtype, bits)
     with torch.device("meta"):
         decoder = Decoder(layout.config)
     if device.type == "cpu" and restore(decoder, file, dtype):
         return decoder.eval()
-    decoder = _fill(layout, device, dtype)
-    quantized(decoder, bits)
+    decoder = _fill(layout, device, dtype, bits)
     if device.type == "cpu":
         keep(decoder, file)
     return decoder

@@ -7,7 +7,6 @@ spelled out: the compiler makes one loop of it that converts, multiplies and add
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 
 import torch
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 GROUP = 32  # weights of a row that share a scale, in 4 bits
 LANES = 32  # numbers that torch's 8-bit kernel takes at a time: of a row of another length it reads past the end
 FEW = 8  # rows of the compiled pass of a few tokens; up to so many, a matrix is multiplied as it lies
-AT_ONCE = 2**22  # numbers of a matrix that are made float32 at a time, 16 MiB
+AT_ONCE = 2**20  # numbers of a matrix that are made float32 at a time for a product, 4 MiB
+ROUNDED_AT_ONCE = 2**18  # and to be rounded: larger rooms, made and left between what stays, scatter the memory
 PARTS, FITS = (1.0, 0.95, 0.9, 0.85, 0.8), 4  # what rounding to 4 bits tries
 TINY = 1e-30  # a scale is never 0
 
@@ -62,21 +62,18 @@ def slow(x: Tensor, rows: int) -> bool:
 def in_float32(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b, where products in their dtype are slow: in float32, a part of the matrix after the other."""
     rows, y = x.float(), x.new_empty(*x.shape[:-1], len(weight))
-    room = weight.new_empty(min(len(weight), _at_once(weight)), weight.shape[1], dtype=torch.float32)
-    for part in in_parts(weight):
+    parts = in_parts(weight, AT_ONCE)
+    room = weight.new_empty(len(weight[parts[0]]), weight.shape[1], dtype=torch.float32)
+    for part in parts:
         wide = room[: len(weight[part])].copy_(weight[part])
         y[..., part] = F.linear(rows, wide, None if bias is None else bias[part].float())
     return y
 
 
-def in_parts(weight: Tensor) -> Iterator[slice]:
-    """The rows of a matrix, as many at a time as are made float32 at once."""
-    for i in range(0, len(weight), _at_once(weight)):
-        yield slice(i, i + _at_once(weight))
-
-
-def _at_once(weight: Tensor) -> int:
-    return max(1, AT_ONCE // weight.shape[1])
+def in_parts(weight: Tensor, numbers: int) -> list[slice]:
+    """The rows of a matrix, so many at a time that they hold no more numbers; at least one. All but the last alike."""
+    n = max(1, numbers // weight.shape[1])
+    return [slice(i, i + n) for i in range(0, len(weight), n)]
 
 
 def stored(x: Tensor) -> Tensor:
@@ -126,10 +123,10 @@ class Int8(nn.Module):
     def of(cls, weight: Tensor, bias: Tensor | None) -> Int8:
         """Rounds a matrix, [N, K]."""
         q, scale = torch.empty_like(weight, dtype=torch.int8), weight.new_empty(len(weight), dtype=torch.float32)
-        for rows in in_parts(weight):
-            w = weight[rows].float()
-            scale[rows] = w.abs().amax(-1).clamp(min=TINY) / 127
-            q[rows] = (w / scale[rows, None]).round_()
+        for rows in in_parts(weight, ROUNDED_AT_ONCE):
+            w = weight[rows].to(torch.float32, copy=True)
+            scale[rows] = torch.maximum(w.amax(-1), -w.amin(-1)).clamp(min=TINY) / 127
+            q[rows] = w.div_(scale[rows, None]).round_()
         return cls(q, scale, bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -163,7 +160,7 @@ class Int4(nn.Module):
         """Rounds a matrix, [N, K]."""
         (N, K), q = weight.shape, torch.empty_like(weight, dtype=torch.int32)
         scale = weight.new_empty(K // GROUP, N, 2, dtype=torch.bfloat16)
-        for rows in in_parts(weight):
+        for rows in in_parts(weight, ROUNDED_AT_ONCE):
             levels, *line = _in_4_bits(weight[rows].float().view(-1, K // GROUP, GROUP))
             q[rows] = levels.view(-1, K).int()
             scale[:, rows] = torch.stack(line, -1).transpose(0, 1)

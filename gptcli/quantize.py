@@ -44,14 +44,32 @@ class RoundedHead(nn.Module):
         return cast(Tensor, self.matrix(x))
 
 
-@torch.no_grad()
 def quantize(decoder: Decoder, bits: Bits) -> None:
     """Rounds the matrices in place, one at a time. Raises UsageError where the device has no kernel."""
-    if bits == "int4" and decoder.embed.weight.device.type != "cpu":
+    check_kernel(bits, decoder.embed.weight.device)
+    for name in _matrices(decoder):
+        round_matrix(decoder, name, bits)
+    round_head(decoder)
+
+
+def check_kernel(bits: Bits, device: torch.device) -> None:
+    """Raises UsageError where the device has no kernel for it."""
+    if bits == "int4" and device.type != "cpu":
         raise UsageError("4 bits run on the CPU only", hint="use --quantize int8, or --device cpu")
-    for name, linear in _matrices(decoder):
+
+
+@torch.no_grad()
+def round_matrix(decoder: Decoder, name: str, bits: Bits) -> None:
+    """Rounds what has this name, if it is a matrix of the layers. Nothing keeps it as it was: it is free at once."""
+    linear = decoder.get_submodule(name)
+    if name.startswith("blocks.") and isinstance(linear, nn.Linear):
         form = Int4 if bits == "int4" and Int4.takes(linear.weight) else Int8
         decoder.set_submodule(name, form.of(linear.weight.detach(), linear.bias))
+
+
+@torch.no_grad()
+def round_head(decoder: Decoder) -> None:
+    """Rounds the scores' matrix, to 8 bits."""
     head = decoder.head
     weight = decoder.embed.weight if head.weight is None else head.weight
     decoder.set_submodule("head", RoundedHead(Int8.of(weight.detach(), head.bias)))
@@ -61,7 +79,8 @@ def quantize(decoder: Decoder, bits: Bits) -> None:
 def whole(decoder: Decoder) -> None:
     """The rounded numbers as ordinary matrices again, for what reads weights one by one, such as the x-ray."""
     dtype = decoder.embed.weight.dtype
-    for name, part in list(decoder.named_modules()):
+    for name in [name for name, part in decoder.named_modules() if isinstance(part, (Int8, Int4))]:
+        part = decoder.get_submodule(name)
         if name.startswith("blocks.") and isinstance(part, (Int8, Int4)):
             weight = part.whole().to(dtype)
             linear = Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
@@ -104,7 +123,8 @@ def restore(decoder: Decoder, file: Path, dtype: torch.dtype) -> bool:
     try:
         with safe_open(in_use(file), framework="pt", backend="pread") as stored:
             found = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        for name, linear in _matrices(decoder):
+        for name in _matrices(decoder):
+            linear = cast(nn.Linear, decoder.get_submodule(name))
             bias = linear.bias is not None
             decoder.set_submodule(name, _read(found, name, linear.weight.shape, dtype if bias else None))
         c = decoder.config
@@ -121,10 +141,10 @@ def restore(decoder: Decoder, file: Path, dtype: torch.dtype) -> bool:
     return not found
 
 
-def _matrices(decoder: Decoder) -> list[tuple[str, nn.Linear]]:
-    """The matrices of the layers, by their names."""
+def _matrices(decoder: Decoder) -> list[str]:
+    """The names of the layers' matrices; the matrices themselves would be kept in memory by such a list."""
     named = decoder.named_modules()
-    return [(name, part) for name, part in named if name.startswith("blocks.") and isinstance(part, nn.Linear)]
+    return [name for name, part in named if name.startswith("blocks.") and isinstance(part, nn.Linear)]
 
 
 def _read(found: dict[str, Tensor], name: str, shape: Sequence[int], bias: torch.dtype | None) -> Int8 | Int4:

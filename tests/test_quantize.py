@@ -64,8 +64,10 @@ def test_part_by_part_gives_the_same_numbers_in_little_memory(
     w = torch.randn(48, 96, generator=torch.Generator().manual_seed(5)).bfloat16()
     whole, wide = form.of(w, None), list[int]()
     float32 = torch.Tensor.float
-    monkeypatch.setattr("gptcli.linear.AT_ONCE", at_once)
+    to = torch.Tensor.to
+    monkeypatch.setattr("gptcli.linear.ROUNDED_AT_ONCE", at_once)
     monkeypatch.setattr(torch.Tensor, "float", lambda t: wide.append(t.numel()) or float32(t))
+    monkeypatch.setattr(torch.Tensor, "to", lambda t, *how, **more: wide.append(t.numel()) or to(t, *how, **more))
     parts = form.of(w, None)
     monkeypatch.undo()
     assert torch.equal(parts.weight, whole.weight) and torch.equal(parts.scale, whole.scale)
