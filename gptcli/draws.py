@@ -19,17 +19,22 @@ def draw_of(checkpoint: Checkpoint, done: Run, index: int, sampling: Sampling, *
     logits = checkpoint.decoder.readout(done.trace.states[-1, position]).float().cpu()
     context = done.ids[: position + 1]
     adjusted = adjust(logits, sampling, context=context, generated=context[n_prompt:])[: checkpoint.n_tokens]
-    temperature = sampling.temperature or 1.0
-    warm = (adjusted.double() / temperature).softmax(-1)
-    if sampling.greedy:
-        kept = {step.id: 1.0}
+    if sampling.greedy:  # what every temperature above 0 tends to
+        warm = torch.zeros(len(adjusted), dtype=torch.float64)
+        warm[step.id] = 1.0
+        ids, probs = torch.tensor([step.id]), torch.ones(1, dtype=torch.float64)
     else:
+        warm = (adjusted.double() / sampling.temperature).softmax(-1)
         ids, probs = keep(adjusted, sampling)
-        kept = dict(zip(ids.tolist(), probs.tolist(), strict=True))
+    kept = dict(zip(ids.tolist(), probs.tolist(), strict=True))
+    before = dict(zip(ids.tolist(), (probs.cumsum(0) - probs).tolist(), strict=True))
     raw = logits.double().softmax(-1)
     shown = [i for i, _ in candidates(adjusted, n)]
-    shown += [step.id] if step.id not in shown else []
-    cut = 0.0 if sampling.greedy else 1 - float(warm[torch.tensor(list(kept))].sum())
+    rank = {i: k for k, i in enumerate(shown, 1)}
+    if step.id not in rank:
+        shown.append(step.id)
+        rank[step.id] = 1 + list(kept).index(step.id)
+    cut = 1 - float(warm[ids].sum())
     return Draw(
         position=position,
         temperature=sampling.temperature,
@@ -37,7 +42,10 @@ def draw_of(checkpoint: Checkpoint, done: Run, index: int, sampling: Sampling, *
         top_p=sampling.top_p,
         min_p=sampling.min_p,
         options=tuple(
-            Option(id=i, raw=float(raw[i]), warm=float(warm[i]), kept=float(kept.get(i, 0.0))) for i in shown
+            Option(
+                id=i, raw=float(raw[i]), warm=float(warm[i]), kept=kept.get(i, 0.0), rank=rank[i], before=before.get(i)
+            )
+            for i in shown
         ),
         n_kept=step.n_kept,
         cut=max(0.0, cut),

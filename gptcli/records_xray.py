@@ -94,6 +94,8 @@ class Option:
     raw: float  # the model's own probability
     warm: float  # after biases, penalties and temperature
     kept: float  # after top-k, top-p and min-p; 0 if these cut it
+    rank: int | None = None  # 1 + how many stood above it
+    before: float | None = None  # what these kept together: a draw from there to `before + kept` means this token
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from gptcli.errors import CheckFailed, UsageError
 from gptcli.generation import generate
 from gptcli.ledger import Ledger, head_ledger, ledger, logits, refusal
 from gptcli.lens import BOUNDS, Lens, depth, disagreement, norms, read
-from gptcli.model import Tape
+from gptcli.model import Decoder, Tape
 from gptcli.records import Prompt, Step
 from gptcli.records_xray import Attention, Book, Cells, Check, Lengths, Roles, Scan
 from gptcli.sampling import Sampling
@@ -198,8 +198,10 @@ def _cells(lens: Lens, rows: tuple[str, ...], positions: Sequence[int]) -> Cells
 def _book(trace: Trace, book: Ledger, against_rival: bool, *, heads: bool) -> Book:
     split = [head_ledger(trace, i, book.direction) for i in range(trace.config.n_layer)] if heads else []
     n = min(N_SOURCES, trace.n_positions)
-    at = [s.sources.abs().topk(n, -1).indices for s in split]  # [H, T, n]
-    values = [s.sources.gather(-1, i) for s, i in zip(split, at, strict=True)]
+    # what was put there by an edit came from no token
+    came = [s.sources.masked_fill(trace.given(i)[..., None].to(s.sources.device), 0) for i, s in enumerate(split)]
+    at = [sources.abs().topk(n, -1).indices for sources in came]  # [H, T, n]
+    values = [sources.gather(-1, i) for sources, i in zip(came, at, strict=True)]
     return Book(
         against_rival=against_rival,
         names=book.names,
@@ -224,11 +226,12 @@ def _attention(trace: Trace) -> Attention:
         pattern = trace.pattern_of(i)
         gathered = pattern @ shared(trace.v[i], c.n_head).to(pattern.dtype)
         z = trace.z[i].to(pattern.dtype)
-        errors.append((gathered - z).abs().max() / z.abs().max().clamp(min=1e-30))
+        off = (gathered - z).abs().masked_fill(trace.given(i)[..., None].to(z.device), 0)
+        errors.append(off.max() / z.abs().max().clamp(min=1e-30))
         patterns.append(pattern.half())
         sinks.append(sink_share(pattern))
     bound, error = BOUNDS[trace.z.dtype], float(torch.stack(errors).max())  # Python's max would lose a NaN
-    if trace.edits is None and not error <= 2 * bound:
+    if not error <= 2 * bound:
         raise CheckFailed(
             f"the x-ray does not hold, so it is not shown: the attention patterns gather something else than the heads "
             f"did (relative error {error:.1e}, bound {2 * bound:.0e})",
@@ -251,7 +254,10 @@ def _check(
     read: what the lens of the last layer gives the written tokens, natural logarithms, [answer].
     """
     decoder, trace, n = checkpoint.decoder, done.trace, len(done.prompt.ids)
-    true = decoder.stream(torch.tensor([done.prompt.ids], device=checkpoint.device), None, edits)[0]
+    T = trace.n_positions
+    # a text that outgrows its rotary frequencies was computed anew with others: so it is here
+    whole = n if _regimes(decoder, n) == _regimes(decoder, T) else T
+    true = decoder.stream(torch.tensor([done.ids[:whole]], device=checkpoint.device), None, edits)[0, :n]
     seen, bound = trace.states[-1, :n], BOUNDS[checkpoint.dtype]
     row = (
         2 * bound
@@ -272,8 +278,9 @@ def _check(
     emitted = None
     if done.steps:
         said = torch.tensor([step.logprob for step in done.steps])
+        same = torch.tensor([_regimes(decoder, n + i) == _regimes(decoder, T) for i in range(len(said))])
         largest = max(1.0, float(decoder.readout(true[-1]).abs().max()))
-        emitted = float((read - said).abs().max()) / largest
+        emitted = float((read - said)[same].abs().max()) / largest
         if not emitted <= row:
             raise CheckFailed(
                 "the x-ray does not hold, so it is not shown: the lens gives the written tokens other probabilities "
@@ -302,6 +309,11 @@ def _check(
         n_tokenizer=tokenizer.size,
         n_head_rows=checkpoint.config.n_vocab,
     )
+
+
+def _regimes(decoder: Decoder, n_seen: int) -> list[int]:
+    """With which frequencies a text of so many tokens is computed."""
+    return [rope.regime(n_seen) for rope in decoder.ropes]
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -122,6 +122,12 @@ class Trace:
             self._joined[field] = joined
         return self._joined[field]
 
+    def given(self, layer: int) -> Tensor:
+        """Which heads' outputs an edit has put there, instead of what they gathered. [H, T], bool, on the CPU."""
+        given = getattr(self.edits, "given", None)  # of tapes that do so
+        nothing = torch.zeros(self.config.n_head, self.n_positions, dtype=torch.bool)
+        return given(layer, self.n_positions) if given else nothing
+
     def _check_keeps(self, field: str) -> None:
         if field in ("q", "k", "v", "z") and not self._keeps_heads:
             raise Unsupported("this trace was made without the heads: it has no q, k, v, z or pattern")
@@ -203,7 +209,9 @@ def begins_anew(T: int, S: int, window: int | None) -> bool:
 
 
 def xray(model: Checkpoint | Path | str, text: str | Sequence[int] = "", *, edits: Tape | None = None) -> Trace:
-    """The trace of a text: `trace.resid_pre`, `attn_out`, `mlp_out`, `pattern` ... are tensors; `.numpy()` converts.
+    """The trace of a text: `trace.resid_pre`, `attn_out`, `mlp_out`, `pattern` ... are tensors.
+
+    `.numpy()` converts them; those of a model in bfloat16, which numpy does not know, `.float().numpy()`.
 
     model: a checkpoint, or what `load` takes. text: as for `generate`; token ids are taken as they are. Raises
     UsageError for an empty text with a model that has no start token.

@@ -106,6 +106,17 @@ class Edits:
                 mask[heads, look.position - first, key] = True
         return found
 
+    def given(self, layer: int, T: int) -> Tensor:
+        """Whose output was put there, and not gathered from the tokens it looked at: [H, T], bool."""
+        found = torch.zeros(self._config.n_head, T, dtype=torch.bool)
+        for place in self._ablate:
+            if place.layer == layer and place.part == "head":
+                found[place.head] = True
+        for e in self._exchanges:
+            if e.place.layer == layer and e.place.part == "head" and e.position < T:
+                found[e.place.head, e.position] = True
+        return found
+
     def _without_looks(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, z: Tensor) -> Tensor:
         T, S = q.shape[2], k.shape[2]
         cut = self.cut(layer, T, S, self._first)

@@ -42,6 +42,40 @@ def lines(scan: Scan, views: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
     yield {"type": "done", "tokens": len(scan.ids)}
 
 
+def difference(a: Scan, b: Scan) -> dict[str, Any]:
+    """Two traces side by side, in one object."""
+    head, *tokens = difference_lines(a, b)
+    found = {key: value for key, value in head.items() if key != "type"}
+    return found | {"tokens": [{k: v for k, v in frame.items() if k != "type"} for frame in tokens]}
+
+
+def difference_lines(a: Scan, b: Scan) -> Iterator[dict[str, Any]]:
+    """meta, then a line for each token, as far as both texts hold the same ones."""
+    meta: dict[str, Any] = {"type": "meta", "model": a.model, "fingerprint": a.fingerprint}
+    for name, scan in (("a", a), ("b", b)):
+        own = {"edits": list(scan.edits), "n_prompt": scan.n_prompt, "n_tokens": len(scan.ids)}
+        meta[name] = own | {"check": dataclasses.asdict(scan.check)}
+    same = n_same(a, b)
+    yield meta | {"n_same": same}
+    for i in range(min(same, a.n_positions, b.n_positions)):
+        frame: dict[str, Any] = {"type": "token", "position": i, **piece(a, a.ids[i])}
+        for name, scan in (("a", a), ("b", b)):
+            depth, rows = scan.depth_at(i), scan.cells.rows
+            decided = rows[depth] if depth < len(rows) else None
+            logprob = scan.cells.logprob.number(-1, i)
+            frame[name] = {"answer": piece(scan, scan.answers[i]), "logprob": logprob, "decided": decided}
+        other = [
+            name for r, name in enumerate(a.cells.rows) if a.cells.ids.whole(r, i, 0) != b.cells.ids.whole(r, i, 0)
+        ]
+        yield frame | {"rows_differ": other}
+
+
+def n_same(a: Scan, b: Scan) -> int:
+    """How many tokens two texts begin with alike."""
+    pairs = zip(a.ids, b.ids, strict=False)
+    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a.ids), len(b.ids)))
+
+
 def piece(scan: Scan, id: int) -> dict[str, Any]:
     """A token: id, text for reading, bytes for certainty."""
     raw = scan.pieces.get(id, b"")

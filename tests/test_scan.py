@@ -20,12 +20,14 @@ from gptcli import BadCheckpoint, CheckFailed, Checkpoint, NotFound, Sampling, U
 from gptcli.draws import draw_of
 from gptcli.generation import prepare
 from gptcli.lens import read
+from gptcli.places import read_place
 from gptcli.records_xray import Scan
 from gptcli.scan import roles, run, scan
 from gptcli.tables import Table
 from gptcli.trace_file import load as load_trace
 from gptcli.trace_file import save as save_trace
 from gptcli.walk import walk
+from gptcli.whatif import Edits, Exchange
 from gptcli.xray_json import lines, whole
 
 
@@ -231,6 +233,59 @@ def test_a_draw_shows_what_was_drawn(checkpoint: Checkpoint) -> None:
         assert 0 < found.cut < 1
     greedy = draw_of(checkpoint, run(checkpoint, prompt, max_tokens=1), 0, Sampling(temperature=0))
     assert greedy.draw is None and greedy.options[0].id == greedy.chosen and greedy.options[0].kept == 1.0
+    assert [o.warm for o in greedy.options] == [1.0] + [0.0] * 11 and greedy.cut == 0
+
+
+def test_a_drawn_token_far_down_has_its_own_interval(checkpoint: Checkpoint) -> None:
+    sampling = Sampling(temperature=3.0, top_k=0, top_p=1.0)
+    for seed in range(4):
+        done = run(checkpoint, prepare(checkpoint, IDS[:12]), max_tokens=2, sampling=sampling, seed=seed)
+        for index in range(2):
+            found = draw_of(checkpoint, done, index, sampling, n=2)
+            chosen = found.options[-1]
+            assert chosen.id == found.chosen and chosen.rank is not None and chosen.rank > 2
+            assert chosen.before is not None and found.draw is not None
+            assert chosen.before - 1e-9 <= found.draw <= chosen.before + chosen.kept + 1e-9
+            logits = checkpoint.decoder.readout(done.trace.states[-1, found.position]).detach().double()
+            p = (logits[: checkpoint.n_tokens] / 3).softmax(-1)
+            higher = p[p > p[chosen.id]]
+            assert chosen.rank == 1 + len(higher) and chosen.before == pytest.approx(float(higher.sum()), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["phi3-longrope", "llama-dynamic"])
+def test_an_answer_that_outgrows_its_frequencies_is_computed_anew_and_holds(name: str, zoo_root: Path) -> None:
+    checkpoint = load(str(built(name, zoo_root)[0]))
+    (trained,) = {rope.n_ctx_trained for rope in checkpoint.decoder.ropes}
+    n = trained + 4 - 12
+    done = run(checkpoint, prepare(checkpoint, IDS[:12], max_tokens=n), max_tokens=n)
+    found = scan(checkpoint, done, heads=True, attention=True)
+    assert found.n_positions > trained and found.check.lens <= 1e-5 and found.check.emitted is not None
+    whole = checkpoint.decoder.stream(torch.tensor([done.ids[: found.n_positions]]))[0]
+    torch.testing.assert_close(done.trace.states[-1], whole.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_what_an_edit_put_there_came_from_no_token_and_the_rest_is_checked(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = prepare(checkpoint, IDS[:12])
+    means = run(checkpoint, prompt, max_tokens=0).trace
+    other = Exchange(place=read_place("L1H2"), position=3, other=means, other_position=7)
+
+    def edited() -> Scan:
+        edits = Edits(checkpoint.decoder, [read_place("L1H1")], [other], means=means)
+        done = run(checkpoint, prompt, max_tokens=2, edits=edits)
+        return scan(checkpoint, done, heads=True, attention=True, edits=edits, edited=["L1H1"])
+
+    found = edited()
+    assert found.attention is not None and found.attention.error <= 1e-5
+    for book in found.books:
+        assert book.heads and book.source_parts
+        for t in range(found.n_positions):
+            assert abs(book.heads.number(1, 1, t)) > 1e-4 and not any(book.source_parts.row(1, 1, t))
+            assert any(book.source_parts.row(1, 2, t)) == (t != 3) and any(book.source_parts.row(0, 1, t))
+    monkeypatch.setattr("gptcli.attention.seen", lambda T, window, device: torch.ones(T, T, dtype=torch.bool))
+    with pytest.raises(CheckFailed, match="patterns gather something else"):
+        edited()
 
 
 def test_tables_are_read_by_index() -> None:

@@ -68,14 +68,65 @@ def test_the_default_is_the_elevator(call: Call, tiny_gpt2: Path) -> None:
         (["--occlusion"], "rests on"),
         (["--sampling"], "was chosen"),
         (["--roles"], "what the heads do"),
-        (["--sweep", "heads"], "a saved trace has no model"),
+        (["--sweep", "heads"], "every head by itself"),
         (["--sub"], "L1 attn"),
     ],
 )
 def test_a_saved_trace_shows_every_view_without_its_model(call: Call, saved: Path, flags: list[str], says: str) -> None:
     code, out, err = call(saved, *flags)
-    assert says in (out if code == 0 else err)
-    assert code == (2 if "no model" in says else 0)
+    assert code == 0 and says in out, err
+
+
+def test_a_saved_what_if_is_shown_again(call: Call, tiny_gpt2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "off.xray"
+    code, live, _ = call(TEXT, "-m", tiny_gpt2, "-n", "3", "--ablate", "L0H1", "--save", path)
+    assert code == 0 and "what if L0H1" in live and call(path)[1] == live
+    assert "decided" in call(path, "--grid")[1]
+    assert json.loads(call(path, "--format", "json")[1])["what_if"]["edits"] == ["L0H1"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--ablate", "L0"], "a saved trace has no model to change"),
+        (["--sweep", "mlps"], "this trace holds the mosaic of heads, not of mlps"),
+        (["--walk", "--token", "1"], "this trace holds --walk of position"),
+        (["--occlusion", "--token", "0", "--format", "json"], "this trace holds --occlusion of position"),
+        (["--walk", "--alone"], "the walk of a lead, and not of the token alone"),
+        (["--save", "copy.xray"], "--save changes nothing there"),
+        (["-f", "notes.txt"], "--file changes nothing there"),
+        (["-n", "3"], "--max-tokens changes nothing there"),
+        (["-t", "0.5"], "--temperature changes nothing there"),
+    ],
+)
+def test_what_a_saved_trace_cannot_show_is_refused(call: Call, saved: Path, flags: list[str], says: str) -> None:
+    code, out, err = call(saved, *flags)
+    assert code == 2 and out == "" and says in err and "hint: " in err
+
+
+def test_a_given_token_was_not_drawn(call: Call, tiny_gpt2: Path) -> None:
+    code, out, err = call(TEXT, "-m", tiny_gpt2, "-n", "2", "--sampling", "--token", "0")
+    assert code == 2 and out == "" and "was not drawn, it was given" in err and "--token " in err
+
+
+def test_every_takes_every_so_many_layers(call: Call, tmp_path: Path) -> None:
+    deep = tiny.write_gpt2(tmp_path / "deep", n_layer=9)
+    for flags in ([], ["--sub"]):
+        out = call(TEXT, "-m", deep, "-n", "0", "--every", "3", *flags)[1]
+        rows = [line[:8].strip() for line in out.splitlines()]
+        assert [r for r in rows if r in ("emb", *(f"L{i}" for i in range(9)))] == ["L8", "L5", "L2", "emb"]
+
+
+def test_another_prompt_begins_as_this_one_does(call: Call, tiny_gpt2: Path) -> None:
+    """Without a start token the first token of the other prompt is its first word."""
+    words = [TEXT, "-m", str(tiny_gpt2), "-n", "0", "--format", "json"]
+    found = [
+        json.loads(call(*words, bos, "--patch", f"{word}@L0:0")[1])["what_if"]
+        for bos in ("--add-bos", "--no-bos")
+        for word in ("other", "quite")
+    ]
+    assert found[0]["kl"] == found[1]["kl"] == 0  # the start token for the start token
+    assert found[2]["kl"] > 0 and found[2]["kl"] != found[3]["kl"]
 
 
 @pytest.mark.parametrize("flags", [["--token", "1"], ["--ledger"], ["--attention"], ["--occlusion"], ["--norms"], []])
@@ -127,8 +178,14 @@ def test_two_traces_are_compared(call: Call, tiny_gpt2: Path, saved: Path, tmp_p
     other = tmp_path / "other.xray"
     assert call(TEXT, "-m", tiny_gpt2, "-n", "4", "--grid", "--ablate", "L0H2", "--save", other)[0] == 0
     code, out, _ = call("--diff", saved, other)
-    assert code == 0 and "without L0H2" in out and "Δlog p" in out
+    assert code == 0 and "changed: L0H2" in out and "Δlog p" in out
     assert "none" in call("--diff", saved, saved)[1]
+    one = json.loads(call("--diff", saved, other, "--format", "json")[1])
+    head, *frames = map(json.loads, call("--diff", saved, other, "--format", "ndjson")[1].splitlines())
+    assert one["b"]["edits"] == head["b"]["edits"] == ["L0H2"] and len(one["tokens"]) == len(frames) > 0
+    assert frames[0]["type"] == "token" and frames[0]["a"]["answer"]["id"] == one["tokens"][0]["a"]["answer"]["id"]
+    code, out, err = call("--diff", saved, other, "--ledger")
+    assert code == 2 and out == "" and "--ledger changes nothing there" in err
     third = tmp_path / "third.xray"
     assert call("quite other", "-m", tiny_gpt2, "-n", "0", "--no-bos", "--save", third)[0] == 0
     assert "there is nothing to compare" in call("--diff", saved, third)[1]

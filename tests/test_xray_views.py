@@ -13,6 +13,7 @@ import pytest
 import torch
 from rich.cells import cell_len
 from rich.style import Style
+from rich.text import Text
 from xray_checks import IDS
 
 from gptcli import Sampling, load
@@ -22,6 +23,7 @@ from gptcli.occlusion import occlusion
 from gptcli.records_xray import Mosaic, Occlusion, Roles, Scan, WhatIf
 from gptcli.render import changes, grid, heads, ledger, lengths, theme, track, versus, walk
 from gptcli.render.cell import (
+    Blocks,
     bar,
     believed,
     fit,
@@ -166,6 +168,53 @@ def test_without_colours_glyphs_say_it(found: Scan) -> None:
     assert sum(row.count("~") for row in rows) == far
 
 
+def test_each_token_is_decided_once(found: Scan) -> None:
+    """The rows between attention and MLP have numbers of their own, and no mark."""
+    for between in (False, True):
+        drawn = theme.drawn(grid.draw(found, colour=False, between=between), colour=False, width=400)
+        rows = [line for line in drawn.splitlines() if re.match(r" *(L\d+|L\d+ attn|emb) ", line)]
+        marked = [line for line in rows if "◆" in line]
+        assert sum(line.count("◆") for line in rows) == sum(d <= found.n_layer for d in found.depth)
+        assert not any("attn" in line for line in marked)
+
+
+def test_a_run_that_was_changed_says_so_in_every_view(found: Scan) -> None:
+    changed = dataclasses.replace(found, edits=("L1H2", "L0.mlp"))
+    for view in VIEWS.values():
+        assert "changed: L1H2, L0.mlp" in theme.drawn(view(changed, False), colour=False, width=200)
+
+
+def test_what_changed_is_marked_without_colours(found: Scan) -> None:
+    assert found.what_if is not None
+    plain = dataclasses.replace(found, pieces={i: f" t{i}".encode() for i in found.pieces} | {9: b" nine"})
+    before, after = found.what_if.before, found.what_if.after
+    drawn = theme.drawn(changes.draw_what_if(plain, found.what_if, colour=False), colour=False, width=200)
+    same = "".join(f" t{i}" for i in before[:2])
+    assert f"before … {same}[{''.join(f' t{i}' for i in before[2:])}]" in drawn and after[2] == 9
+    assert f"after … {same}[ nine]" in drawn
+    first = theme.drawn(grid.draw(plain, colour=False), colour=False, width=200).splitlines()[0]
+    assert first.index("│") == len("".join(f" t{i}" for i in found.ids[: found.n_prompt]))
+
+
+def test_many_heads_stand_in_blocks_and_numbers_above_their_columns(found: Scan) -> None:
+    names = [f"H{h}" for h in range(12)]
+    blocks = Blocks(
+        names, range(2), lambda i, h: Text(f"{i}:{h}".rjust(6)), width=6, right=True, side=(" total", "  {}".format)
+    )
+    lines = theme.drawn(blocks, colour=False, width=60).splitlines()
+    assert [line.split() for line in lines] == [
+        names[:7], ["L1", *(f"1:{h}" for h in range(7))], ["L0", *(f"0:{h}" for h in range(7))],
+        [*names[7:], "total"], ["L1", *(f"1:{h}" for h in range(7, 12)), "1"],
+        ["L0", *(f"0:{h}" for h in range(7, 12)), "0"],
+    ]  # fmt: skip
+    assert max(map(len, lines)) <= 60 and lines[0].index("H6") + 2 == lines[1].index("1:6") + 3
+    shown = [line.split() for line in theme.drawn(blocks, colour=False, width=27).splitlines()]
+    assert shown[-3:] == [["total"], ["L1", "1"], ["L0", "0"]]  # where the sums have no room they stand alone
+    ruler = heads.ruler(range(93, 123))
+    assert [ruler[3 * (n - 93) :].split()[0] for n in (95, 100, 115, 120)] == ["95", "100", "115", "120"]
+    assert heads.ruler(range(1, 4)) == " 1  2  3 "
+
+
 def test_characters_that_tokens_share_are_whole_in_the_text(found: Scan) -> None:
     a, b = found.ids[0], found.ids[1]
     halves = dataclasses.replace(
@@ -181,6 +230,8 @@ def test_stacks_keep_their_ends_and_windows_their_cursor() -> None:
         shown = layers_shown(n, most)
         assert shown[0] == 0 and shown[-1] == n - 1 and len(shown) <= most and shown == sorted(set(shown))
         assert len({b - a for a, b in pairwise(shown[1:])}) <= 1
+    assert layers_shown(9, 2, every=5) == [0, 3, 8] and layers_shown(9, 2, every=1) == list(range(9))
+    assert layers_shown(9, 40, every=7) == [0, 1, 8] and layers_shown(1, 2, every=3) == [0]
     assert window(20, 6, None) == range(14, 20) and window(20, 6, 0) == range(6) and 10 in window(20, 6, 10)
     assert window(3, 9, None) == range(3) and window(5, 0, 2) == range(2, 3)
 

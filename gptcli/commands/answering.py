@@ -143,7 +143,7 @@ class Run:
             return None
         from gptcli.strips import Strips
 
-        edits = self.wanted.edits(self.checkpoint, prompt) if self.wanted else None
+        edits = self.wanted.edits(self.checkpoint, prompt, bos=self.bos) if self.wanted else None
         return Strips(self.checkpoint.decoder, edits=edits) if self.xray else edits
 
     def _read(self, steps: Iterable[Step], tape: Tape | None) -> Iterable[Step]:

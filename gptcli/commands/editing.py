@@ -56,8 +56,14 @@ class Wanted:
         for place in (*self.ablate, *named):
             check_place(place, n_layer=n_layer, n_head=n_head)
 
-    def edits(self, checkpoint: Checkpoint, prompt: Prompt, means: Trace | None = None) -> Edits:
-        """The tape that does it, for this prompt. means: the prompt's own trace, where there is one already."""
+    def edits(
+        self, checkpoint: Checkpoint, prompt: Prompt, means: Trace | None = None, *, bos: bool | None = None
+    ) -> Edits:
+        """The tape that does it, for this prompt. means: the prompt's own trace, where there is one already.
+
+        bos: whether other prompts begin with the start token, as in `prepare`.
+        """
+        from gptcli.generation import prepare
         from gptcli.trace import Trace, xray
         from gptcli.whatif import Edits, Exchange
 
@@ -68,7 +74,7 @@ class Wanted:
         exchanges, others = [], dict[str, Trace]()
         for patch in self.patches:
             if patch.text not in others:
-                others[patch.text] = xray(checkpoint, patch.text)
+                others[patch.text] = xray(checkpoint, prepare(checkpoint, patch.text, overflow="error", bos=bos).ids)
             other = others[patch.text]
             here = check_position(patch.position, len(prompt.ids), option="--patch at position")
             there = check_position(patch.position, other.n_positions, option="--patch from position")

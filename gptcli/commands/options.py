@@ -260,7 +260,10 @@ Patch = Annotated[
     ),
 ]  # fmt: skip
 Mean = Annotated[
-    bool, typer.Option("--mean", rich_help_panel=WHAT_IF, help="Off is the mean over the prompt, and not zero.")
+    bool,
+    typer.Option(
+        "--mean", rich_help_panel=WHAT_IF, help="Off is the mean over the prompt but its first token, not zero."
+    ),
 ]
 
 TRAINED, RUN = "Model", "Run"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import BadCheckpoint, UsageError
 from gptcli.places import check_place, check_position, read_place
 from gptcli.render import theme
 from gptcli.render.output import Output
-from gptcli.render.safe import harmless
+from gptcli.render.safe import harmless, one_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -63,37 +63,57 @@ class Show:
             from gptcli.xray_json import lines, whole
 
             extra = tuple(v for v in self.views if v not in ("grid", "track"))
+            for name in extra:
+                self._kept(scan, name)
             for frame in [whole(scan, extra)] if self.form == "json" else lines(scan, extra):
                 self.output.json(frame)
             return
         colour = self.form in ("svg", "html") or theme.wants_colour(self.color, terminal=self.output.is_terminal)
         self._write([self._view(scan, name, position, colour=colour) for name in self.views], colour=colour)
 
-    def replay(self, file: str) -> None:
-        """The same of a saved trace. Raises BadCheckpoint for one whose records are of other kinds than they should."""
+    def replay(self, file: str, *, chosen: bool, sweep: str | None = None) -> None:
+        """The same of a saved trace. Raises BadCheckpoint for one whose records are of other kinds than they should.
+
+        chosen: whether a view was asked for; if not, a trace of a what-if shows that. sweep: which mosaic was.
+        """
         from gptcli.trace_file import load
 
         scan = load(file)
         if self.form not in ("json", "ndjson"):  # whose writer escapes what is to be, and keeps what was
             scan = harmless(scan)
+        show = self if chosen or scan.what_if is None else replace(self, views=("what_if",))
         try:
-            self.scan(scan)
+            if sweep and scan.mosaic and scan.mosaic.what != sweep:
+                hint = f"gptcli xray {one_line(file)} --sweep {scan.mosaic.what}"
+                raise UsageError(f"this trace holds the mosaic of {scan.mosaic.what}, not of {sweep}", hint=hint)
+            show.scan(scan)
         except MALFORMED as error:
             raise BadCheckpoint(f"{Path(file).name} is malformed: {type(error).__name__}: {error}") from None
 
     def difference(self, first: str, second: str) -> None:
-        """Compares two traces. Raises UsageError for traces of different models."""
-        from gptcli.render.versus import draw
+        """Compares two traces. Raises UsageError for traces of different models, BadCheckpoint as `replay`."""
         from gptcli.trace_file import load
 
-        a, b = (harmless(load(file)) for file in (first, second))
+        a, b = (load(file) for file in (first, second))
         if a.fingerprint != b.fingerprint:
             raise UsageError(
                 f"{first} is of {a.model} and {second} of {b.model}: traces of different models are not compared",
                 hint="make both with one model; its weights, dtype, prompt or edits may differ",
             )
-        colour = self.form in ("svg", "html") or theme.wants_colour(self.color, terminal=self.output.is_terminal)
-        self._write([draw(a, b, (first, second), colour=colour)], colour=colour)
+        try:
+            if self.form in ("json", "ndjson"):
+                from gptcli.xray_json import difference, difference_lines
+
+                for frame in [difference(a, b)] if self.form == "json" else difference_lines(a, b):
+                    self.output.json(frame)
+                return
+            from gptcli.render.versus import draw
+
+            colour = self.form in ("svg", "html") or theme.wants_colour(self.color, terminal=self.output.is_terminal)
+            self._write([draw(harmless(a), harmless(b), (first, second), colour=colour)], colour=colour)
+        except MALFORMED as error:
+            names = f"{Path(first).name} or {Path(second).name}"
+            raise BadCheckpoint(f"{names} is malformed: {type(error).__name__}: {error}") from None
 
     def _write(self, views: list[RenderableType], *, colour: bool) -> None:
         from rich.console import Group
@@ -108,12 +128,14 @@ class Show:
             self.output.write(theme.drawn(Group(*parts), colour=colour, width=self.width))
 
     def _view(self, scan: Scan, name: str, position: int, *, colour: bool) -> RenderableType:
-        rows, light = self._most_rows(scan.n_layer), theme.light_background() and self.form == "text"
+        rows, light = self._most_rows(), theme.light_background() and self.form == "text"
         cursor = self.at if self.at is None else self.at % scan.n_positions
         if name == "grid":  # each view is imported by itself: a replay is to start at once
             from gptcli.render import grid
 
-            return grid.draw(scan, colour=colour, cursor=cursor, most_rows=rows, between=self.sub, light=light)
+            return grid.draw(
+                scan, colour=colour, cursor=cursor, most_rows=rows, every=self.every, between=self.sub, light=light
+            )
         if name == "track":
             from gptcli.render import track
 
@@ -125,12 +147,8 @@ class Show:
         if name == "norms":
             from gptcli.render import lengths
 
-            return lengths.draw(scan, position, colour=colour, cursor=cursor, most_rows=rows)
-        kept = getattr(scan, name)
-        if kept is None:
-            flag = {"draw": "--sampling", "mosaic": "--sweep", "what_if": "--ablate"}.get(name, f"--{name}")
-            hint = f"make it again with {flag} --save FILE"
-            raise UsageError(f"this trace does not hold what {flag} shows", hint=hint)
+            return lengths.draw(scan, position, colour=colour, cursor=cursor, most_rows=rows, every=self.every)
+        kept = self._kept(scan, name)
         if name in ("attention", "roles"):
             from gptcli.render import heads
 
@@ -139,7 +157,7 @@ class Show:
             if self.head is not None:
                 place = read_place(f"L{self.head[0]}H{self.head[1]}")
                 check_place(place, n_layer=scan.n_layer, n_head=scan.n_head)
-            return heads.draw(scan, position, head=self.head, colour=colour, most_rows=rows)
+            return heads.draw(scan, position, head=self.head, colour=colour, most_rows=rows, every=self.every)
         if name == "walk":
             from gptcli.render import walk
 
@@ -152,12 +170,29 @@ class Show:
             return changes.draw_draw(scan, kept, colour=colour)
         return (changes.draw_mosaic if name == "mosaic" else changes.draw_what_if)(scan, kept, colour=colour)
 
+    def _kept(self, scan: Scan, name: str) -> Any:
+        """What a scan holds for a view. Raises UsageError if it holds nothing, or that of another token."""
+        if name in ("ledger", "norms"):
+            return None
+        kept = getattr(scan, name)
+        flag = {"draw": "--sampling", "mosaic": "--sweep", "what_if": "--ablate"}.get(name, f"--{name}")
+        if kept is None:
+            hint = f"make it again with {flag} --save FILE"
+            raise UsageError(f"this trace does not hold what {flag} shows", hint=hint)
+        if name in ("walk", "occlusion", "draw") and self.token is not None:
+            position = self.position(scan.n_positions, scan.n_prompt)
+            if kept.position != position:
+                hint = f"make it again with {flag} --token {self.token} --save FILE"
+                raise UsageError(f"this trace holds {flag} of position {kept.position}, not of {position}", hint=hint)
+        if name == "walk" and self.alone and kept.rival is not None:
+            hint = "make it again with --walk --alone --save FILE"
+            raise UsageError("this trace holds the walk of a lead, and not of the token alone", hint=hint)
+        return kept
+
     def _columns(self) -> int:
         if self.form in ("svg", "html"):
             return self.width or 110
         return theme.console(colour=False, width=self.width).width
 
-    def _most_rows(self, n_layer: int) -> int:
-        if self.every is not None:
-            return 2 + (n_layer - 1) // self.every
+    def _most_rows(self) -> int:
         return max(8, shutil.get_terminal_size().lines - 11) if self.output.is_terminal and self.form == "text" else 42

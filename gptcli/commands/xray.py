@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,7 +26,18 @@ if TYPE_CHECKING:
     from gptcli.records import Prompt
     from gptcli.records_xray import Scan
     from gptcli.scan import Run
+    from gptcli.trace import Trace
+    from gptcli.whatif import Edits
 
+# what the making of a trace depends on, and what only single views do
+MAKING = (
+    "file", "adapter", "max_tokens", "top", "mean", "save", "temperature", "top_k", "top_p", "min_p", "seed", "bos",
+    "revision", "allow_config",
+)  # fmt: skip
+VIEWING = (
+    "token", "grid", "ledger", "alone", "attention", "head", "roles", "norms", "occlusion", "walk", "sampling", "sub",
+    "at", "every", "ablate", "patch", "sweep",
+)  # fmt: skip
 VIEW, IF = "What to show", "What if"
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
@@ -36,6 +48,7 @@ def view(name: str, text: str) -> Any:
 
 
 def xray(
+    ctx: typer.Context,
     prompt: Annotated[
         str | None,
         typer.Argument(metavar="[PROMPT]", show_default=False, help="A text, - for stdin, or a saved .xray file."),
@@ -131,6 +144,7 @@ def xray(
         raise UsageError(f"{whole[0]} is of the model as it is, and not of one with parts switched off", hint=hint)
     if wanted and not views and token is None:
         views = ["what_if"]
+    chosen = bool(views) or token is not None
     views = views or (["track"] if token is not None else ["grid"])
     settings = settle(flags)
     output = Output()
@@ -139,14 +153,14 @@ def xray(
         every=every, alone=alone, sub=sub, head=(one_head.layer, one_head.head) if one_head else None,
     )  # fmt: skip
     if diff is not None:
+        _refuse_given(ctx, ("prompt", *MAKING, *VIEWING), "--diff compares what two traces hold")
         show.difference(*diff)
         return
     if prompt is not None and prompt.endswith(".xray") and Path(prompt).suffix == ".xray":
-        if wanted or sweep:
-            raise UsageError(
-                "a saved trace has no model to change", hint="give a prompt with --ablate, --patch or --sweep"
-            )
-        show.replay(prompt)
+        if wanted:
+            raise UsageError("a saved trace has no model to change", hint="give a prompt with --ablate or --patch")
+        _refuse_given(ctx, MAKING, "a saved trace is shown as it was made")
+        show.replay(prompt, chosen=chosen, sweep=sweep)
         return
     text = read_prompt(prompt, None, file)
     checkpoint, settings = load_chosen(flags, adapter=adapter, revision=revision, allow=allow_config or ())
@@ -162,7 +176,7 @@ def xray(
     made = prepare(checkpoint, text, max_tokens=max_tokens, bos=bos)
     job = _Job(
         checkpoint=checkpoint, prompt=made, max_tokens=max_tokens, rules=rules, seed=settings["seed"].value or 0,
-        top=top, wanted=wanted, sweep=sweep, show=show, keep=save is not None, mean=mean,
+        top=top, wanted=wanted, bos=bos, sweep=sweep, show=show, keep=save is not None, mean=mean,
     )  # fmt: skip
     found = job.scan()
     if save is not None:
@@ -170,6 +184,15 @@ def xray(
 
         save_trace(found, save)
     show.scan(found)
+
+
+def _refuse_given(ctx: typer.Context, names: Sequence[str], why: str) -> None:
+    """Raises UsageError if one of these parameters was given: it would do nothing."""
+    for parameter in ctx.command.params:
+        source = ctx.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            said = "a prompt" if parameter.name == "prompt" else max(parameter.opts, key=len)
+            raise UsageError(f"{why}, and {said} changes nothing there", hint=f"leave out {said}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +206,7 @@ class _Job:
     seed: int
     top: int
     wanted: Wanted
+    bos: bool | None
     sweep: Literal["heads", "mlps"] | None
     mean: bool
     show: Show
@@ -194,7 +218,7 @@ class _Job:
 
         needs_plain = bool(self.wanted) or self.sweep is not None
         plain = run(self.checkpoint, self.prompt, max_tokens=0) if needs_plain else None
-        edits = self.wanted.edits(self.checkpoint, self.prompt, plain.trace if plain else None) if self.wanted else None
+        edits = self._edits(plain.trace) if plain and self.wanted else None
         views = self.show.views
         done = run(
             self.checkpoint, self.prompt, max_tokens=self.max_tokens, sampling=self.rules, seed=self.seed, edits=edits,
@@ -237,7 +261,15 @@ class _Job:
         if done.steps and ("draw" in views or self.keep):
             from gptcli.draws import draw_of
 
-            index = max(0, min(len(done.steps) - 1, position - len(self.prompt.ids) + 1))
+            index = position - len(self.prompt.ids) + 1
+            if index not in range(len(done.steps)):
+                if "draw" in views:
+                    first, last = (len(self.prompt.ids) - 1 + i for i in (0, len(done.steps) - 1))
+                    raise UsageError(
+                        f"the token after position {position} was not drawn, it was given",
+                        hint=f"--token {first} to {last} are the positions whose next token was drawn",
+                    )
+                index = 0 if index < 0 else len(done.steps) - 1
             more["draw"] = draw_of(self.checkpoint, done, index, self.rules)
         if plain and self.wanted:
             more["what_if"] = self._what_if(done, plain)
@@ -248,6 +280,9 @@ class _Job:
         return dataclasses.replace(
             found, **more, pieces={**found.pieces, **pieces}, special={**found.special, **special}
         )
+
+    def _edits(self, plain: Trace) -> Edits:
+        return self.wanted.edits(self.checkpoint, self.prompt, plain, bos=self.bos)
 
     def _best_two(self, plain: Run) -> tuple[int, int]:
         """What the unchanged model says after the prompt, and the best other token."""
@@ -264,7 +299,7 @@ class _Job:
         ck, wanted = self.checkpoint, self.wanted
         target, rival = self._best_two(plain)
         before = run(ck, self.prompt, max_tokens=self.max_tokens, sampling=self.rules, seed=self.seed)
-        after = run(ck, self.prompt, max_tokens=0, edits=wanted.edits(ck, self.prompt, plain.trace))
+        after = run(ck, self.prompt, max_tokens=0, edits=self._edits(plain.trace))
         direct = None
         if not wanted.patches:
             looks = wanted.looks_in(self.prompt)

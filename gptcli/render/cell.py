@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from rich.cells import cell_len, set_cell_size
@@ -117,19 +117,21 @@ def texts(scan: Scan, ids: Sequence[int]) -> list[str]:
 
 
 def text_line(scan: Scan, *, colour: bool) -> Text:
-    """The whole text: the prompt on green, the answer on pink."""
+    """The whole text: the prompt on green, the answer on pink; without colours a line stands between them."""
     text = Text(overflow="fold")
     for i, shown in enumerate(texts(scan, scan.ids)):
         ground = theme.PROMPT if i < scan.n_prompt else theme.ANSWER
-        text.append(shown, f"{theme.INK} on {ground}" if colour else "" if i < scan.n_prompt else "underline")
+        if i == scan.n_prompt and not colour:
+            text.append("│")
+        text.append(shown, f"{theme.INK} on {ground}" if colour else "")
     return text
 
 
-def layers_shown(n_rows: int, most: int) -> list[int]:
-    """Which rows of a stack fit: the embedding, the last, and every so many below the last. Ascending."""
-    if n_rows <= max(2, most):
+def layers_shown(n_rows: int, most: int, every: int | None = None) -> list[int]:
+    """Which rows of a stack are shown: the first, the last, every so many below it or as many as fit. Ascending."""
+    if every is None and n_rows <= max(2, most):
         return list(range(n_rows))
-    stride = math.ceil((n_rows - 1) / max(1, most - 1))
+    stride = every or math.ceil((n_rows - 1) / max(1, most - 1))
     return sorted({0, *range(n_rows - 1, 0, -stride)})
 
 
@@ -170,10 +172,45 @@ class Columns:
         table = Grid(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=self._header, header_style="dim")
         for i in kept:  # if it is too wide still, the last column is cut
             least = None if i == kept[-1] else widths[i]
-            table.add_column(names[i], justify=self._named[i][1], no_wrap=True, min_width=least)
+            table.add_column(names[i], justify=self._named[i][1], no_wrap=True, min_width=least, overflow="ellipsis")
         for row in self._rows:
             table.add_row(*(row[i] for i in kept))
         yield table
+
+
+class Blocks:
+    """Layers up, heads across: as many columns side by side as fit, the others below them."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        layers: Sequence[int],
+        cell: Callable[[int, int], Text],
+        *,
+        width: int,
+        right: bool = False,
+        side: tuple[str, Callable[[int], str]] | None = None,
+    ) -> None:
+        """cell: of a layer and a column, `width` wide. side: what stands after the last column, and its heading."""
+        self._names, self._layers, self._cell, self._width = names, layers, cell, width
+        self._right, self._side = right, side
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        n, room = len(self._names), max(1, (options.max_width - 6) // (self._width + 1))
+        blocks = [range(start, min(n, start + room)) for start in range(0, n, room)]
+        if self._side and 6 + len(blocks[-1]) * (self._width + 1) + cell_len(self._side[0]) > options.max_width:
+            blocks.append(range(0))
+        for block in blocks:
+            aligned = [name.rjust(self._width) if self._right else name.ljust(self._width) for name in self._names]
+            side = self._side if block is blocks[-1] else None
+            yield Text("      " + "".join(aligned[h] + " " for h in block) + (side[0] if side else ""), "dim")
+            for i in reversed(self._layers):
+                line = Text.assemble((f"{f'L{i}':>5} ", "dim"))
+                for h in block:
+                    line.append_text(self._cell(i, h))
+                    line.append(" ")
+                line.append(side[1](i) if side else "", "dim")
+                yield line
 
 
 def chip(text: str, ground: str, *, colour: bool) -> Text:

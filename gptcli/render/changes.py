@@ -12,6 +12,7 @@ from gptcli.render import theme
 from gptcli.render.bars import percent
 from gptcli.render.cell import (
     PLUS,
+    Blocks,
     Columns,
     Flow,
     bar,
@@ -29,7 +30,7 @@ from gptcli.render.safe import one_line
 
 HOW = {
     "zero": "set to zero",
-    "mean": "set to the mean over the prompt",
+    "mean": "set to the mean over the prompt but its first token",
     "look": "looks forbidden; the others share what they took",
     "look=0": "looks set to 0; the others keep what they had",
     "looks": "looks forbidden, and looks set to 0 (=0), whose others keep what they had",
@@ -81,7 +82,9 @@ def _both(scan: Scan, found: WhatIf, *, colour: bool) -> list[tuple[str, Text]]:
         for i, (id, shown) in enumerate(zip(ids, texts(scan, ids), strict=True)):
             ground = theme.ANSWER if i in kept else PLUS
             shown = shown if scan.pieces.get(id) else label(scan, id)
-            text.append(shown, f"{theme.INK} on {ground}" if colour else "" if i in kept else "underline")
+            if not colour and i not in kept:  # the brackets stand around what changed side by side
+                shown = "[" * (i == 0 or i - 1 in kept) + shown + "]" * (i + 1 == len(ids) or i + 1 in kept)
+            text.append(shown, f"{theme.INK} on {ground}" if colour else "")
         lines.append((name, text))
     return lines
 
@@ -93,23 +96,30 @@ def draw_mosaic(scan: Scan, found: Mosaic, *, colour: bool) -> RenderableType:
     name, rival = label(scan, found.target), label(scan, found.rival)
     title = Text.assemble((f"every {'head' if found.what == 'heads' else 'MLP'} by itself ", "bold"))
     title.append(f"{HOW.get(found.how, '')}: change of log p of {name}, nats", "dim")
-    heads = "".join((f"H{h}" if found.what == "heads" else "mlp").rjust(6) + " " for h in range(n))
-    lines: list[RenderableType] = [title, Text(f"      {heads}   sum of effects on the lead over {rival}", "dim")]
-    lines.append(Text(" " * (6 + 7 * n) + "      total   direct", "dim"))
-    for i in reversed(range(scan.n_layer)):
-        line = Text.assemble((f"{f'L{i}':>5} ", "dim"))
-        for h in range(n):
-            x, flips = found.logprob.number(i, h), found.best.whole(i, h) != found.target
-            line.append(f"{signed(x) + ('!' if flips else ''):>6}", tinted(x, most) if colour else "")
-            line.append(" ")
-        line.append(f"     {signed(sum(found.lead.row(i))):>6}", "dim")
-        line.append(f"   {signed(sum(found.direct.row(i))):>6}" if found.direct else "   none", "dim")
-        lines.append(line)
+    layers = range(scan.n_layer)
+
+    def said(layer: int, head: int) -> str:
+        flips = found.best.whole(layer, head) != found.target
+        return signed(found.logprob.number(layer, head)) + "!" * flips
+
+    width = max(6, *(len(said(i, h)) for i in layers for h in range(n)))
+
+    def cell(layer: int, head: int) -> Text:
+        style = tinted(found.logprob.number(layer, head), most) if colour else ""
+        return Text(said(layer, head).rjust(width), style)
+
+    def sums(layer: int) -> str:
+        direct = signed(sum(found.direct.row(layer))) if found.direct else "none"
+        return f" {signed(sum(found.lead.row(layer))):>8} {direct:>8}"
+
+    names = [f"H{h}" if found.what == "heads" else "mlp" for h in range(n)]
+    side = (f" {'total':>8} {'direct':>8}", sums)
     notes = [
         "below 0 (blue): without it the token is less likely", "! another token becomes the best",
-        "direct: what it wrote itself", "total: with all that follows; effects do not add up to a whole",
+        f"total, direct: a row's effects on the lead over {rival}", "direct: what it wrote itself",
+        "total: with all that follows; effects do not add up to a whole",
     ]  # fmt: skip
-    return Group(*lines, Flow(notes), footer(scan))
+    return Group(title, Blocks(names, layers, cell, width=width, right=True, side=side), Flow(notes), footer(scan))
 
 
 def draw_occlusion(scan: Scan, found: Occlusion, *, colour: bool) -> RenderableType:
@@ -132,29 +142,38 @@ def draw_occlusion(scan: Scan, found: Occlusion, *, colour: bool) -> RenderableT
 
 def draw_draw(scan: Scan, found: Draw, *, colour: bool) -> RenderableType:
     """The distribution as the model had it, after temperature, after the filters, and the number that chose."""
+    greedy = found.draw is None
     table = Columns(
-        ("", "left"), ("model", "right"), ("", "left"), (f"T {found.temperature:g}", "right"), ("kept", "right"),
-        ("", "left"), ("from", "right"), ("to", "right"), ("", "left"), spare=(2, 6, 7),
+        ("", "left"), ("model", "right"), ("", "left"), ("" if greedy else f"T {found.temperature:g}", "right"),
+        ("taken" if greedy else "kept", "right"), ("", "left"), ("" if greedy else "from", "right"),
+        ("" if greedy else "to", "right"), ("", "left"), spare=(2, 6, 7),
     )  # fmt: skip
-    low = 0.0
+    low, above = 0.0, 0
     for option in found.options:
-        chosen, high = option.id == found.chosen, low + option.kept
+        chosen = option.id == found.chosen
+        if option.rank is not None and option.rank > above + 1:
+            table.add_row(Text(fit(f" {option.rank - above - 1:,} others", 14), "dim"))
+        above, low = option.rank or above + 1, low if option.before is None else option.before
+        high = low + option.kept
         style = f"{theme.INK} on {theme.ANSWER}" if chosen and colour else "bold" if chosen else ""
         arrow = "← the best" if found.draw is None else f"← {found.draw:.4f}"
         table.add_row(
             Text(fit(" " + label(scan, option.id), 14), style or ("" if option.kept else "dim")),
             probability(option.raw), Text(bar(option.raw, 12), theme.LABEL if colour else ""),
-            probability(option.warm), probability(option.kept) if option.kept else "cut",
+            "" if greedy else probability(option.warm),
+            probability(option.kept) if option.kept else "" if greedy else "cut",
             Text(bar(option.kept, 12), theme.LABEL if colour else ""),
-            *((f"{low:.4f}", f"{high:.4f}") if option.kept else ("", "")), Text(arrow if chosen else "", "bold"),
+            *((f"{low:.4f}", f"{high:.4f}") if option.kept and not greedy else ("", "")),
+            Text(arrow if chosen else "", "bold"),
         )  # fmt: skip
         low = high
-    drawn = "the best token, no draw" if found.draw is None else f"drawn: {found.draw:.6f}"
+    drawn = "no draw: the best token is taken, whatever the others are" if greedy else f"drawn: {found.draw:.6f}"
     raw = next((option.raw for option in found.options if option.id == found.chosen), 0.0)
     surprise = f"surprise {-math.log2(raw):.2f} bits" if raw else ""
     cut = f"cut: {probability(found.cut)} of the probability" if found.cut else "nothing cut"
     title = Text.assemble((f"how the token at position {found.position + 1} was chosen  ", "bold"))
-    title.append(f"temperature {found.temperature:g}, top-k {found.top_k or 'off'}, top-p {found.top_p:g}, ", "dim")
-    title.append(f"min-p {found.min_p:g}", "dim")
-    notes = Flow([drawn, f"{found.n_kept} tokens kept", cut, surprise])
+    filters = f", top-k {found.top_k or 'off'}, top-p {found.top_p:g}, min-p {found.min_p:g}"
+    title.append(f"temperature {found.temperature:g}{'' if greedy else filters}", "dim")
+    kept = f"{found.n_kept} token{'s' * (found.n_kept != 1)} kept"
+    notes = Flow([drawn, surprise] if greedy else [drawn, kept, cut, surprise])
     return Group(title, table, notes, footer(scan))

@@ -12,6 +12,8 @@ def footer(scan: Scan, *more: str) -> Flow:
     c = scan.check
     parts = [f"lens(last) = logits ✓ {_small(max(c.lens, c.emitted or 0.0))}"]
     parts.append(f"no ledger: {c.no_ledger}" if c.ledger is None else f"ledger error ✓ {_small(c.ledger)}")
+    if scan.edits:
+        parts.append(f"changed: {one_line(', '.join(scan.edits))}")
     parts += [*more, f"{c.dtype} {c.device}, read in float32" if c.dtype != "float32" else f"{c.dtype} {c.device}"]
     parts.append(f"start token {one_line(c.start)}" if c.start else "no start token")
     parts.append(sizes(c.n_tokenizer, c.n_head_rows))

@@ -28,7 +28,7 @@ def at_most(n: int, max_width: int, cursor: int | None) -> range:
 
 
 class Grid:
-    """Fits the width it is given, and `most_rows` rows of layers."""
+    """Fits the width it is given, and `most_rows` rows of layers, if it is not to show every so many of them."""
 
     def __init__(
         self,
@@ -37,11 +37,12 @@ class Grid:
         colour: bool,
         cursor: int | None = None,
         most_rows: int = 40,
+        every: int | None = None,
         between: bool = False,
         light: bool = False,
     ) -> None:
         self._scan, self._colour, self._light = scan, colour, light
-        self._cursor, self._most_rows = cursor, most_rows
+        self._cursor, self._most_rows, self._every = cursor, most_rows, every
         self._between = scan.between if between else None
         self._shown: range = range(0)
 
@@ -57,7 +58,7 @@ class Grid:
         for cells, at, name in rows:
             line = self._label(name)
             for i in columns:
-                line.append_text(self._cell(cells, at, i, width, lowest.get(i) == at))
+                line.append_text(self._cell(cells, at, i, width, cells is scan.cells and lowest.get(i) == at))
                 line.append_text(self._gutter(i, "│", columns))
             yield line
         yield self._tokens(columns, width)
@@ -66,7 +67,7 @@ class Grid:
     def _rows(self) -> list[tuple[Cells, int, str]]:
         """From the top: which cells, which row of theirs, and its name."""
         cells, most = self._scan.cells, self._most_rows
-        shown = layers_shown(len(cells.rows), most // 2 if self._between else most)
+        shown = layers_shown(len(cells.rows), most // 2 if self._between else most, self._every)
         rows = []
         for at in reversed(shown):
             rows.append((cells, at, cells.rows[at]))
@@ -161,9 +162,10 @@ def draw(
     colour: bool,
     cursor: int | None = None,
     most_rows: int = 40,
+    every: int | None = None,
     between: bool = False,
     light: bool = False,
 ) -> RenderableType:
     """The text, the elevator, its legend, and the self-check."""
-    grid = Grid(scan, colour=colour, cursor=cursor, most_rows=most_rows, between=between, light=light)
+    grid = Grid(scan, colour=colour, cursor=cursor, most_rows=most_rows, every=every, between=between, light=light)
     return Group(text_line(scan, colour=colour), Text(), grid, footer(scan))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
 from gptcli.records_xray import Attention, Roles, Scan
 from gptcli.render import theme
-from gptcli.render.cell import Flow, bar, fit, label, layers_shown, level, probability, shaded, smooth, window
+from gptcli.render.cell import Blocks, Flow, bar, fit, label, layers_shown, level, probability, shaded, smooth, window
 from gptcli.render.check import footer
 
 SINK = "⊥"
@@ -17,9 +19,9 @@ SINK = "⊥"
 class Overview:
     """Heads across, layers up: the position each looks at most, without the sink."""
 
-    def __init__(self, scan: Scan, attention: Attention, position: int, *, colour: bool, most_rows: int) -> None:
+    def __init__(self, scan: Scan, attention: Attention, position: int, rows: list[int], *, colour: bool) -> None:
         self._scan, self._found, self._position = scan, attention, position
-        self._colour, self._most_rows = colour, most_rows
+        self._colour, self._rows = colour, rows
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         scan = self._scan
@@ -27,7 +29,7 @@ class Overview:
         for start in range(0, scan.n_head, room):
             heads = range(start, min(scan.n_head, start + room))
             yield Text("      " + "".join(f"H{h}".ljust(13) for h in heads), "dim")
-            for i in reversed(layers_shown(scan.n_layer, self._most_rows)):
+            for i in reversed(self._rows):
                 line = Text(f"{f'L{i}':>5} ", "dim")
                 for h in heads:
                     line.append_text(self._cell(i, h))
@@ -58,7 +60,7 @@ class Pattern:
         names = [label(scan, i) for i in scan.ids[:T]]
         width = min(12, max(map(cell_len, names)) + 1)
         columns = window(T, (options.max_width - width - 8) // 3, self._cursor)
-        yield Text(" " * (width + 1) + f"{SINK}@0 " + "".join(f"{j:>2} " for j in columns if j), "dim")
+        yield Text(" " * (width + 1) + f"{SINK}@0 " + ruler([j for j in columns if j]), "dim")
         for i in window(T, 40, self._cursor):
             row = self._found.patterns.row(self._layer, self._head, i)
             line = Text.assemble((fit(names[i], width) + " ", "bold" if i == self._cursor else ""))
@@ -75,8 +77,25 @@ class Pattern:
             yield line
 
 
+def ruler(positions: Sequence[int]) -> str:
+    """The numbers of columns that are three wide; where they have three digits and more, of every fifth."""
+    if not positions or positions[-1] < 100:
+        return "".join(f"{j:>2} " for j in positions)
+    line = [" "] * (3 * len(positions) + 8)
+    for at, j in enumerate(positions):
+        if j % 5 == 0:
+            line[3 * at : 3 * at + len(str(j))] = str(j)
+    return "".join(line).rstrip()
+
+
 def draw(
-    scan: Scan, position: int, *, head: tuple[int, int] | None, colour: bool, most_rows: int = 40
+    scan: Scan,
+    position: int,
+    *,
+    head: tuple[int, int] | None,
+    colour: bool,
+    most_rows: int = 40,
+    every: int | None = None,
 ) -> RenderableType:
     """All heads from one position, or one head with its sources as bars."""
     found = scan.attention
@@ -92,7 +111,8 @@ def draw(
         )
         rest = f"{SINK} more than half on position 0, where heads rest"
         notes = Flow([scale, rest, "others: the best besides it"])
-        view = Overview(scan, found, position, colour=colour, most_rows=most_rows)
+        rows = layers_shown(scan.n_layer, most_rows, every)
+        view = Overview(scan, found, position, rows, colour=colour)
         return Group(title, view, notes, footer(scan, check))
     layer, h = head
     row = found.patterns.row(layer, h, position)
@@ -136,20 +156,16 @@ def called(scan: Scan, layer: int, head: int) -> str:
 
 def draw_roles(scan: Scan, found: Roles, *, colour: bool) -> RenderableType:
     """Every head's strongest role and its score."""
-    lines = [
-        Text.assemble(("what the heads do ", "bold"), (f"on {found.n_tokens} random tokens, said twice", "dim")),
-        Text("      " + "".join(f"H{h}".ljust(7) for h in range(scan.n_head)), "dim"),
-    ]
-    for i in reversed(range(scan.n_layer)):
-        line = Text.assemble((f"{f'L{i}':>5} ", "dim"))
-        for h in range(scan.n_head):
-            role, p = role_of(found, i, h)
-            style = "dim" if p < LEAST else shaded(p) if colour else "bold"
-            line.append(f" {ROLES[role]} {probability(p).removeprefix('0'):<3}", style)
-            line.append(" ")
-        lines.append(line)
+    title = Text.assemble(("what the heads do ", "bold"), (f"on {found.n_tokens} random tokens, said twice", "dim"))
+
+    def cell(layer: int, head: int) -> Text:
+        role, p = role_of(found, layer, head)
+        style = "dim" if p < LEAST else shaded(p) if colour else "bold"
+        return Text(f" {ROLES[role]} {probability(p).removeprefix('0'):<3}", style)
+
+    heads = [f"H{h}" for h in range(scan.n_head)]
     notes = [
         "P looks at the previous token", "D at the same token's first time", "I induction: at what followed it then",
         f"{SINK} at position 0", "mean share of attention",
     ]  # fmt: skip
-    return Group(*lines, Flow(notes), footer(scan))
+    return Group(title, Blocks(heads, range(scan.n_layer), cell, width=6), Flow(notes), footer(scan))

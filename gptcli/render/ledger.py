@@ -65,7 +65,7 @@ def _heads(scan: Scan, book: Book, position: int, *, colour: bool) -> list[Rende
                 rest -= part
                 sources.append(f"{label(scan, scan.ids[j])}")
                 sources.append(f"@{j} {signed(part)}  ", "dim")
-        sources.append(f"others {signed(rest)}", "dim")
+        sources.append(f"others {signed(rest)}" if sources else "set, and taken from no token", "dim")
         if role := called(scan, i, h):
             sources.append(f"  {role}", "dim")
         table.add_row(f"L{i}H{h}", signed(x), two_sided(x, most, BAR // 2, colour=colour), sources)

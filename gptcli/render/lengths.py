@@ -15,15 +15,16 @@ from gptcli.render.check import footer
 class Map:
     """Length of every state: tokens across, layers up, coloured by its logarithm."""
 
-    def __init__(self, scan: Scan, *, cursor: int | None, colour: bool, most_rows: int) -> None:
-        self._scan, self._cursor, self._colour, self._most_rows = scan, cursor, colour, most_rows
+    def __init__(self, scan: Scan, *, cursor: int | None, colour: bool, most_rows: int, every: int | None) -> None:
+        self._scan, self._cursor, self._colour = scan, cursor, colour
+        self._rows = layers_shown(len(scan.cells.rows), most_rows, every)
         others = [math.log(max(1e-9, x)) for row in scan.lengths.states.rows() for x in (row[1:] or row)]
         self._low, self._high = min(others), max(others)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         scan = self._scan
         shown = window(scan.n_positions, (options.max_width - 6) // 8, self._cursor)
-        for i in reversed(layers_shown(len(scan.cells.rows), self._most_rows)):
+        for i in reversed(self._rows):
             line = Text.assemble((f"{scan.cells.rows[i]:>5} ", "dim"))
             for j in shown:
                 line.append_text(self._cell(scan.lengths.states.number(i, j), j))
@@ -48,7 +49,15 @@ def compact(x: float) -> str:
     return f"{x:.0f}" if x >= 99.5 else f"{x:.1f}" if x >= 9.95 else f"{x:.2f}"
 
 
-def draw(scan: Scan, position: int, *, colour: bool, cursor: int | None = None, most_rows: int = 40) -> RenderableType:
+def draw(
+    scan: Scan,
+    position: int,
+    *,
+    colour: bool,
+    cursor: int | None = None,
+    most_rows: int = 40,
+    every: int | None = None,
+) -> RenderableType:
     """All states at a glance, then one position's writes."""
     table = Columns(
         ("", "right"), ("|x|", "right"), ("|attn|/|x|", "right"), ("", "left"), ("cos", "right"),
@@ -71,5 +80,5 @@ def draw(scan: Scan, position: int, *, colour: bool, cursor: int | None = None, 
     title = Text.assemble(("how long the vectors are ", "bold"), ("(Euclidean norm, colours by its logarithm)", "dim"))
     second = Text.assemble(("\nwhat is written at ", "bold"))
     second.append(f"{label(scan, scan.ids[position])}, position {position}", "dim")
-    view = Map(scan, cursor=cursor, colour=colour, most_rows=most_rows)
+    view = Map(scan, cursor=cursor, colour=colour, most_rows=most_rows, every=every)
     return Group(title, view, second, table, Flow(notes), footer(scan))

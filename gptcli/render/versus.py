@@ -12,11 +12,12 @@ from gptcli.render import theme
 from gptcli.render.cell import Columns, Flow, fit, label, probability, signed
 from gptcli.render.check import footer
 from gptcli.render.safe import one_line
+from gptcli.xray_json import n_same
 
 
 def draw(a: Scan, b: Scan, names: tuple[str, str], *, colour: bool) -> RenderableType:
     """Positions are compared as far as both texts hold the same tokens; what follows is said, not compared."""
-    same = next((i for i, (x, y) in enumerate(zip(a.ids, b.ids, strict=False)) if x != y), min(len(a.ids), len(b.ids)))
+    same = n_same(a, b)
     shown = min(same, a.n_positions, b.n_positions)
     first, second = (one_line(name) for name in names)
     heads = (f"A {first}", f"B {second}")
@@ -49,7 +50,7 @@ def draw(a: Scan, b: Scan, names: tuple[str, str], *, colour: bool) -> Renderabl
 
 
 def _said(scan: Scan) -> str:
-    edits = f", without {one_line(', '.join(scan.edits))}" if scan.edits else ""
+    edits = f", changed: {one_line(', '.join(scan.edits))}" if scan.edits else ""
     return f"{one_line(scan.model)}, {scan.check.dtype}, {scan.n_prompt} + {scan.n_answer} tokens{edits}"
 
 

@@ -182,7 +182,8 @@ class Guide:
 
     def _scan(self, n: int) -> Scan:
         prompt = prepare(self.checkpoint, OBEY, max_tokens=n, overflow="truncate")
-        return scan(self.checkpoint, run(self.checkpoint, prompt, max_tokens=n))
+        done = run(self.checkpoint, prompt, max_tokens=n)
+        return scan(self.checkpoint, done, between=[done.trace.n_positions - 1])
 
     def stack(self) -> Made:
         from gptcli.catalogue import named
