@@ -160,6 +160,8 @@ class _Batch:
             if text.slide():
                 logits, cache = text.alone()
                 self.rows.join(row, cache)
+                if self.witness and self.witness[0] is text:
+                    self.witness = text, cache.copy()
                 yield self.numbers[row], text.take(logits, text.choose(logits, text.draw()))
 
     def _choices(self) -> list[tuple[int, Text, Tensor, Choice]]:

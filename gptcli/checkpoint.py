@@ -28,6 +28,7 @@ from gptcli.memory import check_fits
 from gptcli.model import Decoder
 from gptcli.model_choice import chosen_model
 from gptcli.quantize import KINDS, Bits, check_kernel, keep, kept, restore, round_head, round_matrix
+from gptcli.quantize import size as rounded_size
 from gptcli.tokens import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -121,7 +122,9 @@ def load_layout(layout: Layout, *, device: str = "auto", dtype: str = "auto", qu
         kind = torch.float32
     if quantize not in ("none", *KINDS):
         raise UsageError(f"quantize {quantize!r} is not known", hint=f"choose none, {', '.join(KINDS)}")
-    check_fits(layout.config.n_params() * kind.itemsize, where, what="the weights")
+    whole = layout.config.n_params() * kind.itemsize
+    need = whole if quantize == "none" else rounded_size(layout.config, cast(Bits, quantize), kind)
+    check_fits(need, where, what="the weights")
     tokenizer = Tokenizer.from_folder(layout.source.folder, n_vocab=layout.config.n_vocab)
     eos_ids = layout.eos_ids | tokenizer.eos_ids
     start = tokenizer.bos_id if tokenizer.bos_id is not None else layout.bos_id

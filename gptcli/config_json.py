@@ -37,7 +37,8 @@ INERT = re.compile(
     | summary_.* | task_specific_params | problem_type | id2label | label2id | num_labels | return_dict(_in_generate)?
     | output_(attentions|hidden_states|scores|router_logits) | torchscript | use_bfloat16 | is_decoder | is_llama_config
     | pretraining_tp | prefix | name | finetuning_task | chunk_size_feed_forward | tf_legacy_loss | attn_implementation
-    | reorder_and_upcast_attn | (scale_)?attention_softmax_in_fp32 | use_flash_attn | flash_attn.* | fused_.*
+    | finetuned | reorder_and_upcast_attn
+    | (scale_)?attention_softmax_in_fp32 | use_flash_attn | flash_attn.* | fused_.*
     | do_sample | early_stopping | num_beams | num_beam_groups | diversity_penalty | temperature | top_k | top_p
     | typical_p | repetition_penalty | length_penalty | no_repeat_ngram_size | encoder_no_repeat_ngram_size
     | bad_words_ids | num_return_sequences | forced_.* | remove_invalid_values | exponential_decay_length_penalty
@@ -61,13 +62,14 @@ ACTIVATIONS = {  # Hugging Face's name -> ours; its plain "gelu" is the exact on
 }
 
 _REQUIRED: Any = object()
+LONGEST = 1 << 31  # tokens
 
 
 class Reader:
     """Typed look-ups in a config.json that remember what was asked. null counts as absent, as transformers has it."""
 
     def __init__(self, values: Mapping[str, Any], where: str, *, allow: Sequence[str] = ()) -> None:
-        self._values, self.where, self._read = dict(values), where, set(allow)
+        self._values, self.where, self._read, self._allow = dict(values), where, set(allow), tuple(allow)
 
     def _bad(self, key: str, expected: str) -> BadCheckpoint:
         value = str(self._values.get(key))[:40]
@@ -200,7 +202,7 @@ class Reader:
         elif any(isinstance(value, dict) for value in values.values()):
             raise Unsupported(f"{where}: rotary parameters nested by layer type are not expected in this family")
         return _rope(
-            Reader(values, where),
+            Reader(values, where, allow=self._allow),
             d_head,
             share=self.number("partial_rotary_factor", share),
             theta=self.number("rope_theta", theta),
@@ -229,8 +231,13 @@ def _rope(c: Reader, d_head: int, *, share: float, theta: float, n_ctx: int, tra
     if dim % 2 or not 0 < dim <= d_head:
         raise BadCheckpoint(f"{c.where}: {share:g} of a head of {d_head} is not an even number of rotary dimensions")
     gain, more = 1.0, {}
+    if {"dynamic": dim == 2, "yarn": theta <= 1, "longrope": trained == 1, "su": trained == 1}.get(kind):
+        said = f"{dim} dimensions of base {theta:g} past {trained} tokens"
+        raise BadCheckpoint(f"{c.where}: {kind} cannot stretch {said}")
     if kind in ("linear", "dynamic", "llama3", "yarn"):
         more["factor"] = factor = c.number("factor")
+        if factor * max(n_ctx, trained) > LONGEST:
+            raise BadCheckpoint(f"{c.where}: a factor of {factor:g} leads to contexts that no tensor holds")
     match kind:
         case "default" | "linear":
             pass

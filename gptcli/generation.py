@@ -39,6 +39,9 @@ class Start:
     logits: Tensor  # of the last position, [V], float32
 
 
+LOST = "the weights are damaged, or too large for this dtype: try --dtype float32"  # where numbers are none
+
+
 @runtime_checkable
 class Watcher(Tape, Protocol):
     """A tape that may do with less: with how the newest position stood before and after each block."""
@@ -155,6 +158,8 @@ def generate(
         prompt = prepare(checkpoint, prompt, max_tokens=max_tokens, overflow=overflow)
     shared = isinstance(prompt, Start)
     begin = prompt if isinstance(prompt, Start) else start(checkpoint, prompt, max_tokens=max_tokens, tape=tape)
+    if (room := begin.cache.capacity) < _capacity(checkpoint, n := len(begin.prompt.ids), max_tokens):
+        raise UsageError(f"this start has room for {room - n} tokens, and {max_tokens} are asked for")
     cache, logits = begin.cache.copy() if shared else begin.cache, begin.logits
     text = Text(checkpoint, begin.prompt, request)
     text.capacity = cache.capacity
@@ -321,8 +326,8 @@ def _next_logits(
     if not finite(logits):
         tokens = torch.tensor([list(ids)], device=checkpoint.device)
         raise GptcliError(
-            f"the scores after token {cache.n_seen} are not numbers: {_culprit(checkpoint, tokens)}",
-            hint="the weights are damaged, or too large for this dtype: try --dtype float32",
+            f"the scores after token {cache.n_seen} are not numbers: {culprit(checkpoint, tokens)}",
+            hint=LOST,
         )
     return logits
 
@@ -348,7 +353,7 @@ class _FiniteTape:
         return self._check(x, f"{'attention' if part == 'attn' else 'the MLP'} in layer {layer}")
 
 
-def _culprit(checkpoint: Checkpoint, tokens: Tensor) -> str:
+def culprit(checkpoint: Checkpoint, tokens: Tensor) -> str:
     """Where numbers were lost, found by running the same tokens once more under a tape."""
     tape = _FiniteTape()
     checkpoint.decoder.stream(tokens, None, tape)

@@ -112,7 +112,10 @@ class Linear(nn.Linear):
 
 
 class Int8(nn.Module):
-    """A matrix in 8 bits, and one scale for each row of it: w = q * scale. The vectors stay as they are."""
+    """A matrix in 8 bits, and one scale for each row of it: w = q * scale.
+
+    The vectors stay as they are; but torch's kernel for a few of them takes them, and the scales, in bfloat16.
+    """
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -135,9 +138,12 @@ class Int8(nn.Module):
             y = rows_times(x, self.weight) * self.scale
         elif len(rows) <= FEW and x.device.type == "cpu" and rows.shape[1] % LANES == 0:
             y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scale.bfloat16())
-        else:  # whole numbers up to 127 are exact in every dtype
-            y = in_float32(rows, self.weight) if slow(rows, len(rows)) else F.linear(rows, self.weight.to(x.dtype))
-            y = y * self.scale.to(x.dtype)
+        elif slow(rows, len(rows)):
+            y = in_float32(rows.float(), self.weight) * self.scale
+        else:  # whole numbers up to 127 are exact in every dtype, and so are they over 128: float16 ends at 65,504
+            part = 128.0 if x.dtype == torch.float16 else 1.0
+            q = self.weight.to(x.dtype) if part == 1 else self.weight.to(x.dtype).div_(part)
+            y = F.linear(rows, q) * (self.scale * part).to(x.dtype)
         y = y if self.bias is None else y + self.bias
         return y.to(x.dtype).view(*x.shape[:-1], -1)
 
@@ -178,9 +184,9 @@ class Int4(nn.Module):
         return torch._weight_int4pack_mm_for_cpu(one, self.weight, GROUP, self.scale).T.float().contiguous()
 
     @staticmethod
-    def takes(weight: Tensor) -> bool:
-        """Whether the kernel has a form for it."""
-        return weight.shape[0] % 16 == 0 and weight.shape[1] % GROUP == 0
+    def fits(rows: int, columns: int) -> bool:
+        """Whether the kernel has a form for such a matrix."""
+        return rows % 16 == 0 and columns % GROUP == 0
 
 
 def _in_4_bits(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -33,7 +33,7 @@ def check_fits(
     device: torch.device | None = None,
     *,
     what: str,
-    hint: str = "try --dtype bfloat16, a shorter context (--max-tokens), or a smaller model",
+    hint: str = "try --dtype bfloat16, --quantize int8, a shorter context (--max-tokens), or a smaller model",
 ) -> None:
     """Raises OutOfMemory if `need` bytes are clearly more than is free on the device (None: the CPU)."""
     if device is not None and device.type == "cuda":

@@ -129,9 +129,9 @@ def visible(T: int, S: int, window: int | None, device: torch.device, lengths: T
         return None if window is None or window >= S else torch.arange(S, device=device)[None] >= S - window
     if T == S and (window is None or window >= S):
         return None
-    distance = torch.arange(S - T, S, device=device)[:, None] - torch.arange(S, device=device)  # i - j
-    seen = distance >= 0
-    return seen if window is None else seen & (distance < window)
+    query, key = torch.arange(S - T, S, device=device)[:, None], torch.arange(S, device=device)
+    seen = key <= query  # compared and not subtracted: of [T, S] there are only bytes
+    return seen if window is None else seen & (key > query - window)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:

@@ -10,6 +10,7 @@ that changes with the files of weights. It can be deleted at any time.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gptcli.config import Config
 from gptcli.errors import UsageError
 from gptcli.linear import GROUP, Int4, Int8, Linear
 from gptcli.model import Decoder, Head
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 Bits = Literal["int8", "int4"]
 KINDS: tuple[Bits, ...] = ("int8", "int4")
 FORMAT = "3"  # of the kept files
+SOURCES = ("linear.py", "quantize.py", "fixes.py", "families.py", "layout.py", "checkpoint.py")  # what decides on them
 
 
 class RoundedHead(nn.Module):
@@ -58,12 +61,25 @@ def check_kernel(bits: Bits, device: torch.device) -> None:
         raise UsageError("4 bits run on the CPU only", hint="use --quantize int8, or --device cpu")
 
 
+def size(config: Config, bits: Bits, dtype: torch.dtype) -> int:
+    """Bytes that a rounded model takes, with its largest matrix as it is before that is rounded."""
+    total = largest = 0
+    for name, shape in config.shapes().items():
+        n, rounded = math.prod(shape), name.startswith("blocks.") and len(shape) == 2 and name.endswith(".weight")
+        if rounded and bits == "int4" and Int4.fits(*shape):
+            total += n // 2 + n // GROUP * 4
+        else:
+            total += n if rounded or name == "head.weight" else n * dtype.itemsize
+        largest = max(largest, n * dtype.itemsize)
+    return total + largest + (config.n_vocab * config.d_vocab if config.tied else 0)
+
+
 @torch.no_grad()
 def round_matrix(decoder: Decoder, name: str, bits: Bits) -> None:
     """Rounds what has this name, if it is a matrix of the layers. Nothing keeps it as it was: it is free at once."""
     linear = decoder.get_submodule(name)
     if name.startswith("blocks.") and isinstance(linear, nn.Linear):
-        form = Int4 if bits == "int4" and Int4.takes(linear.weight) else Int8
+        form = Int4 if bits == "int4" and Int4.fits(*linear.weight.shape) else Int8
         decoder.set_submodule(name, form.of(linear.weight.detach(), linear.bias))
 
 
@@ -98,8 +114,9 @@ def whole(decoder: Decoder) -> None:
 
 def kept(layout: Layout, dtype: torch.dtype, bits: Bits) -> Path:
     """Where the rounded checkpoint of these files is kept, by their place, size and times; it need not exist."""
-    digest = hashlib.sha256(f"{FORMAT} {bits} {dtype} {layout.config!r}".encode())
-    for name in ("linear.py", "quantize.py"):
+    of = (FORMAT, bits, dtype, layout.family, layout.config, layout.config.layers)  # these are not in the config's repr
+    digest = hashlib.sha256(repr(of).encode())
+    for name in SOURCES:
         digest.update((Path(__file__).parent / name).read_bytes())
     for file in sorted({placement.tensor.file for placement in layout.placements}):
         found = file.stat()  # the time of the last change cannot be set back, unlike that of the last write
@@ -133,7 +150,8 @@ def restore(decoder: Decoder, file: Path, dtype: torch.dtype) -> bool:
         for name, parameter in list(decoder.named_parameters()):
             if parameter.is_meta:
                 path, _, leaf = name.rpartition(".")
-                if found[name].shape != parameter.shape or found[name].dtype != dtype:
+                kinds = (dtype, torch.float32)  # the gains of some families are float32 in any model
+                if found[name].shape != parameter.shape or found[name].dtype not in kinds:
                     return False
                 setattr(decoder.get_submodule(path), leaf, nn.Parameter(found.pop(name), requires_grad=False))
     except (OSError, SafetensorError, KeyError, ValueError):

@@ -6,6 +6,7 @@ over ln 2, over the bytes that those tokens spell.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from gptcli.checkpoint import Checkpoint
-from gptcli.errors import UsageError
+from gptcli.errors import GptcliError, UsageError
+from gptcli.generation import LOST, culprit
 from gptcli.records import Scored
 
 ROWS = 1 << 24  # scores of the vocabulary held at once: 64 MB in float32
@@ -42,18 +44,32 @@ def _scored(checkpoint: Checkpoint, texts: list[str]) -> list[Scored]:
             raise UsageError("there is nothing to score: the text is empty, or one token long without a start token")
         rows.append(ids[:n_ctx])
         dropped.append(len(ids) - len(rows[-1]))
-    longest = max(map(len, rows))
-    padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=checkpoint.device)
-    x = checkpoint.decoder.stream(padded)  # [B, T, C]; what stands to the right of a token does not change it
-    result = []
+    result, found = [], _together(checkpoint, rows)
     for i, ids in enumerate(rows):
-        labels = padded[i, 1 : len(ids)]
-        logprobs = logprobs_of(checkpoint, x[i, : len(ids) - 1], labels)
+        logprobs = found[i]
+        if not bool(logprobs.isfinite().all()):
+            where = culprit(checkpoint, torch.tensor([ids], device=checkpoint.device))
+            raise GptcliError(f"the scores of the text are not numbers: {where}", hint=LOST)
         spelled = b"".join(map(tokenizer.raw, ids))  # where the context ends within a character, what it has of it
         added = tokenizer.leading_space and spelled.startswith(b" ")  # by the tokenizer: it is not of the text
         n_bytes = len(spelled) - (added if start is not None else len(tokenizer.raw(ids[0])))
         result.append(Scored(ids=tuple(ids), logprobs=tuple(logprobs.tolist()), n_bytes=n_bytes, n_dropped=dropped[i]))
     return result
+
+
+def _together(checkpoint: Checkpoint, rows: list[list[int]]) -> dict[int, Tensor]:
+    """Natural logarithms of the probabilities of each row's tokens but the first, [T - 1]."""
+    decoder, alike, found = checkpoint.decoder, defaultdict[tuple[int, ...], list[int]](list), dict[int, Tensor]()
+    for i, ids in enumerate(rows):  # rotary frequencies may depend on how long a text is
+        alike[tuple(rope.regime(len(ids)) for rope in decoder.ropes)].append(i)
+    for group in alike.values():
+        longest = max(len(rows[i]) for i in group)
+        padded = torch.tensor([rows[i] + [0] * (longest - len(rows[i])) for i in group], device=checkpoint.device)
+        x = decoder.stream(padded)  # [B, T, C]; what stands to the right of a token does not change it
+        for i, states, ids in zip(group, x, padded, strict=True):
+            n = len(rows[i])
+            found[i] = logprobs_of(checkpoint, states[: n - 1], ids[1:n])
+    return found
 
 
 def logprobs_of(checkpoint: Checkpoint, x: Tensor, labels: Tensor) -> Tensor:

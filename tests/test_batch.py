@@ -16,7 +16,7 @@ import torch
 import zoo
 from programs import PROGRAM, environment, quick
 
-from gptcli import Checkpoint, Sampling, UsageError, generate, load
+from gptcli import Checkpoint, Sampling, UsageError, generate, load, prepare
 from gptcli import batch as module
 from gptcli.batch import InOrder, generate_batch
 from gptcli.certain import certain
@@ -102,6 +102,13 @@ def test_full_contexts_end_or_slide_beside_others(model: Checkpoint) -> None:
     found = together(model, requests)
     assert [steps[-1].finish for steps in found] == ["context", "length"] * 2
     assert sum(step.n_dropped > 0 for step in found[1]) >= 1
+    assert_as_alone(model, requests)
+
+
+def test_a_full_context_slides_beside_others_from_its_first_token_on(model: Checkpoint) -> None:
+    n_ctx = model.config.n_ctx
+    prompt = prepare(model, [1 + i % 50 for i in range(n_ctx - 1)], max_tokens=1, overflow="error")
+    requests = [Request(prompt=prompt, max_tokens=12, seed=i, ignore_eos=True, overflow="slide") for i in range(3)]
     assert_as_alone(model, requests)
 
 

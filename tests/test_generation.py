@@ -57,6 +57,8 @@ def test_a_sample_is_a_function_of_its_seed_alone(model: Checkpoint) -> None:
 
 def test_many_texts_can_begin_from_one_computed_prompt(model: Checkpoint) -> None:
     begin = start(model, prepare(model, "hello on"), max_tokens=15)
+    with pytest.raises(UsageError, match="room for 15 tokens, and 16 are asked for"):
+        next(generate(model, begin, max_tokens=16))
     for seed in (1, 2, 1):
         together = [s.id for s in generate(model, begin, max_tokens=15, seed=seed)]
         assert together == [s.id for s in generate(model, "hello on", max_tokens=15, seed=seed)]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from zoo import built
 
 from gptcli.errors import BadCheckpoint, Unsupported
 from gptcli.families import REFUSED
@@ -131,6 +132,18 @@ def test_a_key_can_be_allowed_by_name(tmp_path: Path) -> None:
         ({"rope_type": "llama3", "factor": 8.0}, "'low_freq_factor' is missing"),
         ({"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0]}, "must hold|a list of"),
         ("linear", "an object"),
+        ({"type": "linear", "factor": 1e308}, "contexts that no tensor holds"),
+        ({"type": "yarn", "factor": 2.0, "rope_theta": 1.0}, "yarn cannot stretch 8 dimensions of base 1 "),
+        ({"type": "dynamic", "factor": 2.0, "partial_rotary_factor": 0.25}, "dynamic cannot stretch 2 dimensions"),
+        (
+            {
+                "type": "longrope",
+                "original_max_position_embeddings": 1,
+                "short_factor": [1.0] * 4,
+                "long_factor": [1.0] * 4,
+            },
+            "longrope cannot stretch .* past 1 tokens",
+        ),
     ],
 )
 def test_rotary_scaling_that_is_not_understood_is_refused(tmp_path: Path, scaling: Any, says: str) -> None:
@@ -140,6 +153,18 @@ def test_rotary_scaling_that_is_not_understood_is_refused(tmp_path: Path, scalin
     (folder / "config.json").write_text(json.dumps({**values, "rope_scaling": scaling}))
     with pytest.raises(BadCheckpoint, match=says):
         look(str(folder))
+
+
+def test_a_key_of_rotary_scaling_can_be_allowed_by_name(zoo_root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(built("llama-dynamic", zoo_root)[0], folder)
+    values = json.loads((folder / "config.json").read_text())
+    name = "rope_scaling" if "rope_scaling" in values else "rope_parameters"
+    values[name] |= {"finesse": 3, "finetuned": True}  # the second says nothing of what is computed
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(Unsupported, match="'finesse' is not understood"):
+        look(str(folder))
+    assert look(str(folder), allow=["finesse"]).family == "llama"
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -13,11 +14,12 @@ import torch
 from programs import gptcli
 from safetensors.torch import load_file, save_file
 from torch import nn
+from zoo import built
 
 from gptcli import Sampling, generate, load, save
-from gptcli.errors import UsageError
+from gptcli.errors import OutOfMemory, UsageError
 from gptcli.linear import GROUP, Int4, Int8, _in_4_bits
-from gptcli.quantize import quantize, whole
+from gptcli.quantize import quantize, size, whole
 from gptcli.score import score
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
@@ -162,6 +164,59 @@ def test_greedy_text_of_8_bits_is_the_float32_text_or_differs_at_a_near_tie() ->
     ]
     first = next((a for a, b in zip(*steps, strict=False) if a.id != b.id), None)
     assert first is None or first.margin < 0.5
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "gemma2", "olmo2"])
+def test_what_was_kept_is_found_again_in_every_dtype(name: str, zoo_root: Path, tmp_path: Path) -> None:
+    """The gains of some families are float32 in any model."""
+    folder = str(built(name, zoo_root)[0])
+    for dtype in ("float32", "bfloat16"):
+        first = load(folder, dtype=dtype, quantize="int8").decoder.state_dict()
+        nodes = {file: file.stat().st_ino for file in (tmp_path / "cache" / "gptcli" / "quantized").iterdir()}
+        second = load(folder, dtype=dtype, quantize="int8").decoder.state_dict()
+        assert all(file.stat().st_ino == node for file, node in nodes.items()), "it was rounded and written again"
+        assert all(torch.equal(first[key], second[key]) and first[key].dtype == second[key].dtype for key in first)
+
+
+def test_what_was_kept_is_of_these_layers(zoo_root: Path, tmp_path: Path) -> None:
+    """How much of a head is rotary decides in which order the rows of a matrix stand."""
+    folder = tmp_path / "model"
+    shutil.copytree(built("gptj", zoo_root)[0], folder)
+    load(str(folder), quantize="int8")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"rotary_dim": 2 * values["rotary_dim"]}))
+    ids = torch.arange(9)[None]
+    plain, rounded = (load(str(folder), quantize=q).decoder(ids) for q in ("none", "int8"))
+    assert (rounded - plain).abs().max() < 0.1 * plain.abs().max()
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_8_bits_reach_as_far_as_the_dtype(rows: int, dtype: torch.dtype) -> None:
+    """In float16 the whole numbers' product, 127 times a large one, would be past its end."""
+    g = torch.Generator().manual_seed(1)
+    w, x = torch.randn(32, 1024, generator=g) * 0.05, torch.randn(rows, 1024, generator=g) * 300
+    true = x @ w.T
+    assert 900 < true.abs().max() < 60_000
+    y = Int8.of(w, None)(x.to(dtype))
+    assert y.dtype == dtype and (y.float() - true).abs().max() < 0.02 * true.abs().max()
+
+
+def test_memory_is_asked_for_what_rounding_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {}
+    for bits in ("int8", "int4"):
+        decoder = load(str(WEIGHTS), quantize=bits).decoder
+        held = sum(t.nbytes for t in decoder.state_dict().values())
+        sizes[bits] = size(decoder.config, bits, torch.float32)
+        largest = max(t.nbytes for t in decoder.parameters())
+        assert sizes[bits] == pytest.approx(held + largest, rel=0.01)
+    whole = load(str(WEIGHTS)).decoder.config.n_params() * 4
+    assert sizes["int4"] < sizes["int8"] < whole
+    monkeypatch.setattr("gptcli.memory.free_bytes", lambda: (sizes["int8"] + whole) // 2)
+    assert load(str(WEIGHTS), quantize="int8")
+    with pytest.raises(OutOfMemory, match="the weights need") as error:
+        load(str(WEIGHTS))
+    assert "--quantize" in (error.value.hint or "")
 
 
 @pytest.mark.parametrize(

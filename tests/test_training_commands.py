@@ -18,6 +18,7 @@ from programs import PROGRAM, environment, gptcli, in_terminal, quick
 from rich.cells import cell_len
 from rich.text import Text
 from safetensors.torch import load_file
+from zoo import built
 
 from gptcli import load, look
 from gptcli.score import score
@@ -484,6 +485,38 @@ def test_scores_are_the_model_s_own_probabilities(tiny_gpt2: Path, tmp_path: Pat
     for words in (["<|endoftext|>", "--documents"], ["hello", "--fail-above", "nan"]):
         done = quick("score", *words, "-m", tiny_gpt2)
         assert done.returncode == 2 and b"fault" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["phi3-longrope", "llama-dynamic", "llama"])
+def test_a_text_s_score_depends_on_no_other_text(name: str, zoo_root: Path) -> None:
+    checkpoint = load(str(built(name, zoo_root)[0]))
+    texts = ["hello", "the hello " * 8, "on", "hello the hello there " * 3]
+    together = list(score(checkpoint, texts))
+    for text, found in zip(texts, together, strict=True):
+        (alone,) = score(checkpoint, [text])
+        assert found.ids == alone.ids and found.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+        rows = checkpoint.decoder(torch.tensor([found.ids]))[0].log_softmax(-1)
+        own = [float(rows[i, id].detach()) for i, id in enumerate(found.ids[1:])]
+        assert found.logprobs == pytest.approx(own, abs=1e-4)
+
+
+def test_a_score_that_is_no_number_is_an_error_that_names_the_place(tmp_path: Path) -> None:
+    tensors = tiny.gpt2_tensors()
+    tensors["h.1.mlp.c_fc.weight"][0, 0] = math.nan
+    model = tiny.write_gpt2(tmp_path / "model", tensors)
+    for words in ([], ["--json"]):
+        done = quick("score", "hello the", "-m", model, *words)
+        assert done.returncode == 1 and done.stdout == b"" and b"not numbers: the MLP in layer 1" in done.stderr
+
+
+def test_options_of_score_that_would_do_nothing_are_refused(tiny_gpt2: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("hello")
+    for words, says in (
+        (["hello", "--last", "1"], b"--last counts documents"),
+        (["-", "-f", str(tmp_path / "a.txt")], b"from standard input and from --file"),
+    ):
+        done = quick("score", *words, "-m", tiny_gpt2)
+        assert done.returncode == 2 and done.stdout == b"" and says in done.stderr
 
 
 def test_a_character_that_the_context_cuts_counts_with_the_bytes_that_are_scored(tiny_gpt2: Path) -> None:

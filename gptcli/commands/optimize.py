@@ -11,7 +11,7 @@ import typer
 
 from gptcli.commands import options as o
 from gptcli.commands.loading import load_chosen
-from gptcli.errors import CheckFailed, GptcliError
+from gptcli.errors import CheckFailed, GptcliError, UsageError
 from gptcli.memory import human
 from gptcli.render.output import Output, hears, say, tell
 
@@ -41,6 +41,8 @@ def optimize(
     and layers, checked against the model itself, found by itself from then on, and safe to delete. With --quantize it
     is made for rounded weights.
     """
+    if model is not None and model_option is not None:
+        raise UsageError("the model is given twice, as an argument and with --model", hint="leave one out")
     flags: dict[str, Any] = {"model": model if model_option is None else model_option}
     flags |= {"device": "cpu", "dtype": dtype, "quantize": quantize, "quiet": quiet}
     output = Output()

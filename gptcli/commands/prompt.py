@@ -50,6 +50,8 @@ def _sources(
         raise UsageError("the prompt is given twice, as an argument and with --prompt", hint="leave one out")
     given = argument if option is None else option
     from_pipe = "-" in (given, file)
+    if given == "-" and file not in (None, "-"):
+        raise UsageError("the text is to come from standard input and from --file", hint="leave one out")
     if given == "-":
         given = None
     if given is not None:

@@ -36,6 +36,7 @@ def score(
     dtype: o.Dtype = None,
     quantize: o.Quantize = None,
     revision: o.Revision = None,
+    allow_config: o.AllowConfig = None,
 ) -> None:
     """Say how likely a model finds a text: perplexity, bits per byte, and at a terminal each token's probability.
 
@@ -47,6 +48,8 @@ def score(
         raise UsageError("there is no text to score", hint="gptcli score TEXT, or -f FILE, or a pipe")
     if fail_above is not None and math.isnan(fail_above):
         raise UsageError("--fail-above must be a number")
+    if last is not None and not documents:
+        raise UsageError("--last counts documents, and the text is scored as one", hint="add --documents")
     from gptcli.corpus import END
     from gptcli.score import score as scores
 
@@ -55,7 +58,9 @@ def score(
         raise UsageError("there is no text to score: nothing stands between the separators")
 
     flags = {"model": model, "color": color, "device": device, "dtype": dtype, "quantize": quantize}
-    checkpoint, settings = load_chosen(flags, adapter=adapter, revision=revision, rounded="packed")
+    checkpoint, settings = load_chosen(
+        flags, adapter=adapter, revision=revision, allow=allow_config or (), rounded="packed"
+    )
     found = list(scores(checkpoint, texts[-last:] if last else texts))
     figures = _figures(found)
     raw = checkpoint.tokenizer.raw
