@@ -65,6 +65,13 @@ def find(names: Sequence[str]) -> list[str]:
     return files
 
 
+def find_held_out(names: Sequence[str]) -> list[str]:
+    """The files of a validation text. Raises NotFound, UsageError for stdin: it is kept for what is trained on."""
+    if "-" in names:
+        raise UsageError("the validation text cannot come from stdin", hint="give a file with --validation")
+    return find(names)
+
+
 def documents(files: Iterable[str]) -> Iterator[str]:
     """Every document: a line's "text" in .jsonl, the parts between `<|endoftext|>` elsewhere; no empty ones."""
     for name in files:
@@ -173,6 +180,7 @@ def read_tokenizer(path: Path) -> Library:
     Tokenizer(read_object(file, limit=128 << 20), {}, n_vocab=None, where=file.name)
     library = Library.from_file(str(file))
     _plainly(library)
+    _alone(library)
     if library.token_to_id(END) is None:
         library.add_special_tokens([END])
     return library
@@ -210,10 +218,12 @@ def write_tokens(
     end_id: int,
     share: float,
     tokenizer: str = "",
+    held_out: bool = False,
 ) -> Tokens:
     """Encodes everything, batch by batch. `validation`: texts of its own; else the last `share` of the ids.
 
-    A validation part cut off the end starts at a document's border where there is one. Raises GptcliError when empty.
+    A validation part cut off the end starts at a document's border where there is one. held_out: there are texts for
+    validation. Raises GptcliError when there is nothing in what is given.
     """
     width = 2 if n_vocab <= 1 << 16 else 4
     starts, n_bytes, n, n_own = list[int](), 0, 1, 1
@@ -231,6 +241,8 @@ def write_tokens(
                     n_bytes += len(text.encode())
             if not starts:
                 raise GptcliError("the corpus is empty", hint='text files, or .jsonl files with a "text" in each line')
+    if held_out and n_own == n:
+        raise GptcliError("the validation texts are empty")
     if n_own < n:
         n_train = n_own
     else:
@@ -250,6 +262,15 @@ def _plainly(library: Library) -> None:
     library.no_padding()
     if getattr(library.model, "dropout", None) is not None:
         library.model.dropout = None
+
+
+def _alone(library: Library) -> None:
+    """Nothing is put in front of a text or behind it: such tokens are not trained on."""
+    values = json.loads(library.to_str())
+    if values.get("post_processor") and values["post_processor"].get("type") != "ByteLevel":
+        from tokenizers import processors
+
+        library.post_processor = processors.Sequence([])
 
 
 def encoder(tokenizer: Path) -> tuple[Callable[[list[str]], list[list[int]]], str]:

@@ -38,6 +38,7 @@ HOLLOW = {  # what PEFT can do and we do not, unless it is switched off: key -> 
     "target_parameters": (None, []),
     "use_qalora": (False, None),
     "megatron_config": (None, {}),
+    "alora_invocation_tokens": (None, []),
 }
 
 
@@ -179,7 +180,7 @@ def read_rank(folder: Path) -> Rank:
         if key in values and values[key] not in hollow:
             raise Unsupported(f"{CONFIG}: {key} = {str(values[key])[:60]!r} is not supported")
     start = values.get("init_lora_weights", True)
-    if isinstance(start, str) and start.lower().startswith(("pissa", "olora", "corda", "loftq")):
+    if isinstance(start, str) and start.lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
         raise Unsupported(f"{CONFIG}: init_lora_weights = {start[:30]!r} changes the base model's own weights")
     r, alpha, targets = values.get("r"), values.get("lora_alpha"), values.get("target_modules")
     if type(r) is not int or not 0 < r <= 1 << 16 or isinstance(alpha, bool) or not isinstance(alpha, int | float):

@@ -100,21 +100,30 @@ def scaled(
     schedule: Schedule = "cosine",
     optimizer: Optimizer = "adamw",
     seed: int = 0,
+    growth: tuple[int, int] | None = None,
+    n_steps: int | None = None,
 ) -> Recipe:
     """GPT-3's recipe for a run of `n_tokens`: the rise, the fall and the batch's growth take the same shares of it.
 
     But the rise is at least 100 steps, or a tenth of a run shorter than a thousand: 0.125 % of a small run would be no
     rise at all. And a batch below 32k tokens, where GPT-3's began, does not grow.
+
+    growth: another than GPT-3's, as (sequences in the first batch, tokens until it is whole); (0, 0) is none.
+    n_steps: how many steps, whatever the tokens are by the growth; n_tokens is then what they would be without it.
     """
     batch, ramp_from = max(1, round(batch_tokens / n_ctx)), max(1, round(RAMP_FROM / n_ctx))
     ramp = n_tokens * RAMP // TOKENS if batch > ramp_from else 0
-    n_sequences, n_steps = math.ceil(n_tokens / n_ctx), 0
-    used = 0
-    while ramp and used * n_ctx < min(ramp, n_tokens):
+    if growth is not None:
+        ramp_from, ramp = growth
+    n_sequences, used, steps = math.ceil(n_tokens / n_ctx), 0, 0
+    while ramp and used * n_ctx < min(ramp, n_tokens) and steps != n_steps:
         used += ramp_from + int((batch - ramp_from) * used * n_ctx / ramp)
-        n_steps += 1
-    n_steps = max(1, n_steps + math.ceil((n_sequences - used) / batch))
-    total = n_tokens if ramp else n_steps * batch * n_ctx
+        steps += 1
+    if n_steps is None:
+        n_steps = max(1, steps + math.ceil((n_sequences - used) / batch))
+        total = n_tokens if ramp else n_steps * batch * n_ctx
+    else:
+        total = (used + (n_steps - steps) * batch) * n_ctx
     rise = min(100, n_steps // 10) * min(batch, ramp_from if ramp else batch) * n_ctx
     fall = {"cosine": total * DECAY // TOKENS, "linear": total, "wsd": total // 5, "constant": 0}[schedule]
     return Recipe(

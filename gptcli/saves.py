@@ -44,6 +44,7 @@ class Save:
     step: int  # steps done
     n_tokens: int  # predicted so far
     state: dict[str, Tensor]
+    skipped: tuple[str, ...] = ()  # newer ones that are damaged, and how
 
 
 def write_save(
@@ -70,7 +71,7 @@ def write_save(
         if free < n_bytes:
             raise GptcliError(
                 f"a save takes {human(n_bytes)} and {human(free)} are free on the disk of {steps}",
-                hint="make room and go on with --resume; the last save is intact",
+                hint="make room and go on with --resume" + "; the last save is intact" * bool(_finished(steps)),
             )
         write_model(temporary)
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary / "optimizer.safetensors")
@@ -97,17 +98,25 @@ def write_save(
 
 
 def newest(run: Path) -> Save | None:
-    """The newest save that verifies; None where there is none yet. Raises BadCheckpoint if all are damaged."""
+    """The newest save that verifies; None where there is none yet. Raises BadCheckpoint if all are damaged or gone."""
     steps = run / "steps"
     faults = list[str]()
     for folder in reversed(_finished(steps)):
         fault = _fault(folder)
         if fault is None:
             values = read_object(folder / "state.json")
-            return Save(folder=folder, step=values["step"], n_tokens=values["n_tokens"], state=_tensors(folder))
+            return Save(
+                folder=folder,
+                step=values["step"],
+                n_tokens=values["n_tokens"],
+                state=_tensors(folder),
+                skipped=tuple(faults),
+            )
         faults.append(f"{folder.name}: {fault}")
     if faults:
         raise BadCheckpoint(f"no save in {steps} is sound: {'; '.join(faults)}", hint="start again in a new folder")
+    if (run / "LATEST").exists():
+        raise BadCheckpoint(f"the saves of this run are gone from {steps}", hint="start again in a new folder")
     return None
 
 
@@ -127,10 +136,13 @@ def publish(save: Path, out: Path) -> None:
         beside = out / f".{file.name}.tmp"
         beside.unlink(missing_ok=True)
         try:
+            if file.suffix != ".safetensors":  # people edit the small files in place; the save is to stay as it is
+                raise OSError
             os.link(file, beside)
-        except OSError:  # a file system without hard links
+        except OSError:  # or a file system without hard links
             shutil.copyfile(file, beside)
         beside.replace(out / file.name)
+        beside.unlink(missing_ok=True)  # of two names of one file a rename leaves both
     flush(out)
 
 
@@ -144,9 +156,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def replace_text(path: Path, text: str) -> None:
     """Writes a small file so that it is there whole or as it was."""
     beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    flush(beside)
-    beside.replace(path)
+    try:
+        beside.write_text(text, encoding="utf-8")
+        flush(beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
     flush(path.parent)
 
 

@@ -90,7 +90,7 @@ class Training:
                 what = "loss" if not math.isfinite(loss) else "gradient's norm"
                 raise GptcliError(
                     f"step {self.step + 1}: the {what} is {loss if what == 'loss' else norm}",
-                    hint="a lower --learning-rate may help; the last save is sound",
+                    hint="a lower --learning-rate may help",
                 )
             shown = show_every and self.step % show_every == 0
             before = self._lesson(batch) if shown else None
@@ -105,6 +105,12 @@ class Training:
                 lesson, at = before
                 lesson = replace(lesson, p_after=float(self._probabilities(batch, at)[lesson.label]))
             seconds, n_new, last = time.perf_counter() - t0, count(batch), self.step == r.n_steps
+            validation, interrupted = None, False
+            try:
+                if validate_every and (last or self.step % validate_every == 0):
+                    validation = self.validate()
+            except KeyboardInterrupt:  # the step is made, and belongs into the record of the run
+                interrupted = True
             yield Progress(
                 step=self.step,
                 n_steps=r.n_steps,
@@ -113,10 +119,12 @@ class Training:
                 learning_rate=rate,
                 grad_norm=norm,
                 tokens_per_s=n_new / seconds,
-                validation=self.validate() if validate_every and (last or self.step % validate_every == 0) else None,
+                validation=validation,
                 seconds=time.perf_counter() - began,
                 lesson=lesson,
             )
+            if interrupted:
+                raise KeyboardInterrupt
 
     def validate(self) -> float | None:
         """Mean loss on the validation batches, nats a token; None if there are none."""
@@ -140,10 +148,17 @@ class Training:
         for ids, labels in zip(
             torch.split(batch.ids, self._micro), torch.split(batch.labels, self._micro), strict=True
         ):
-            loss = self._losses(ids, labels)
+            loss = self._losses(*self._filled(ids, labels))
             torch.autograd.backward(loss / n)
             total += float(loss.detach())
         return total / n
+
+    def _filled(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """With rows that count for nothing, where a growing batch would have each number of rows compiled anew."""
+        n = self._micro - len(ids)
+        if not (self.recipe.compiled and self.recipe.ramp_tokens) or n <= 0:
+            return ids, labels
+        return F.pad(ids, (0, 0, 0, n)), F.pad(labels, (0, 0, 0, n), value=IGNORED)
 
     def _here(self, batch: Batch) -> Batch:
         return Batch(ids=batch.ids.to(self.device), labels=batch.labels.to(self.device))

@@ -139,6 +139,8 @@ def adapter(zoo_root: Path, tmp_path: Path) -> Path:
         ({"bias": "all"}, "bias = 'all' is not supported"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"init_lora_weights": "pissa_niter_16"}, "changes the base model's own weights"),
+        ({"init_lora_weights": "lora_ga"}, "changes the base model's own weights"),
+        ({"alora_invocation_tokens": [30, 40]}, "alora_invocation_tokens"),
         ({"r": 0}, "r must be a count"),
         ({"r": True}, "r must be a count"),
         ({"lora_alpha": "8"}, "lora_alpha a number"),

@@ -52,6 +52,23 @@ def test_every_schedule_ends_where_it_says(schedule: str, last: float) -> None:
         assert all(r.rate(s) == 1.0 for s in range(100, int(r.n_steps * 0.79)))
 
 
+@pytest.mark.parametrize("n_steps", [1, 10, 100, 1000])
+@pytest.mark.parametrize("growth", [None, (0, 0), (3, 700_000)])
+def test_steps_are_that_many_however_the_batch_grows(n_steps: int, growth: tuple[int, int] | None) -> None:
+    r = scaled(
+        n_tokens=n_steps * 500_000, n_ctx=2048, batch_tokens=500_000, learning_rate=1.0, n_steps=n_steps, growth=growth
+    )
+    assert r.n_steps == n_steps and (r.ramp_tokens > 0) == (growth != (0, 0))
+    if n_steps > 100:
+        assert r.rate(n_steps - 1) == pytest.approx(0.1) and r.rate(n_steps * 3 // 4) > 0.11
+    if r.ramp_tokens:
+        longer = scaled(
+            n_tokens=n_steps * 600_000, n_ctx=2048, batch_tokens=500_000, learning_rate=1.0, n_steps=n_steps + 7,
+            growth=(r.ramp_from, r.ramp_tokens),
+        )  # fmt: skip
+        assert [longer.first(s) for s in range(n_steps)] == [r.first(s) for s in range(n_steps)]
+
+
 def test_the_laptop_sizes_and_table_2_1_can_all_be_planned() -> None:
     for size in SIZES.values():
         recipe = scaled(

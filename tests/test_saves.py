@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def test_a_damaged_save_is_passed_over_for_the_one_before(tmp_path: Path, damage
     else:
         (folder / "manifest.json").write_text("[" * 9000)
     found = newest(tmp_path)
-    assert found and found.step == 1
+    assert found and found.step == 1 and len(found.skipped) == 1 and "step-0000002: " in found.skipped[0]
 
 
 def test_if_all_are_damaged_it_says_what_is_wrong(tmp_path: Path) -> None:
@@ -105,6 +106,17 @@ def test_the_published_model_is_whole_and_outlives_its_save(tmp_path: Path) -> N
         publish(saved(out / "run", step, f"weights {step}"), out)
     assert (out / "model.safetensors").read_text() == "weights 4"
     assert {p.name for p in out.iterdir()} == {"model.safetensors", "config.json", "run"}
+
+
+def test_a_published_file_that_is_edited_leaves_the_save_as_it_was(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "run", 1)
+    publish(folder, tmp_path)
+    (tmp_path / "config.json").write_text('{"another": 1}')
+    found = newest(tmp_path / "run")
+    assert found and found.step == 1 and not found.skipped
+    shutil.rmtree(folder)
+    with pytest.raises(BadCheckpoint, match="the saves of this run are gone"):
+        newest(tmp_path / "run")
 
 
 def test_no_file_of_a_save_is_a_pickle(tmp_path: Path) -> None:

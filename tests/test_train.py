@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -144,6 +144,35 @@ def test_rows_of_all_lengths_are_compiled_once() -> None:
     assert found[True] == pytest.approx(found[False], rel=1e-4)
 
 
+def test_a_growing_batch_is_compiled_once_and_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = set[tuple[int, ...]]()
+
+    def compiled(f: Callable[..., torch.Tensor], **how: object) -> Callable[..., torch.Tensor]:
+        def run(ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            shapes.add(tuple(ids.shape))
+            return f(ids, labels)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    growing = {"batch": 11, "ramp_from": 2, "ramp_tokens": 16 * 60, "n_steps": 12, "micro_batch": 3}
+    losses = [[p.loss for p in Training(new(), Fixed(), recipe(**growing, compiled=c)).run()] for c in (False, True)]
+    assert shapes == {(3, 16)} and losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_step_is_in_the_record_though_its_validation_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(new(), Fixed(), recipe())
+
+    def interrupted() -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "validate", interrupted)
+    steps = training.run(validate_every=2)
+    assert [next(steps).step, next(steps).step] == [1, 2]
+    with pytest.raises(KeyboardInterrupt):
+        next(steps)
+
+
 class InOrder(Pairs):
     """As they come, so that every batch has another width."""
 
@@ -170,7 +199,7 @@ def test_a_loss_that_is_no_number_stops_before_it_does_harm() -> None:
     before = decoder.embed.weight.detach().clone()
     with pytest.raises(GptcliError, match="step 4: the loss is nan") as caught:
         next(steps)
-    assert "last save" in caught.value.hint
+    assert "--learning-rate" in caught.value.hint
     assert training.step == 3 and torch.equal(decoder.embed.weight, before)
 
 

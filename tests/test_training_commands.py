@@ -6,6 +6,7 @@ import json
 import math
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -17,7 +18,7 @@ import torch
 from programs import PROGRAM, environment, gptcli, in_terminal, quick
 from rich.cells import cell_len
 from rich.text import Text
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from zoo import built
 
 from gptcli import load, look
@@ -207,7 +208,100 @@ def test_a_loss_that_is_no_number_stops_with_its_step(corpus: Path, tmp_path: Pa
         "train", corpus, "--out", tmp_path / "m", *SMALL, "--steps", "60", "--lr", "1e30", "--save-every", "1"
     )
     assert done.returncode == 1
-    assert (b"gptcli: error: step " in done.stderr and b"is nan" in done.stderr) or b"is inf" in done.stderr
+    assert b"gptcli: error: step " in done.stderr and b"are no numbers any more" in done.stderr
+    assert b"--resume" not in done.stderr  # there is nothing to go on from
+    assert (
+        not list((tmp_path / "m" / "run").glob("steps/step-*")) and not (tmp_path / "m" / "model.safetensors").exists()
+    )
+    for line in (tmp_path / "m" / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_what_was_saved_and_not_published_is_published_when_the_run_goes_on(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    assert quick("train", corpus, "--out", out, *SMALL, "--steps", "3").returncode == 0
+    weights = (out / "model.safetensors").read_bytes()
+    for name in ("model.safetensors", "loss.svg", "config.json"):
+        (out / name).unlink()
+    done = quick("train", "--resume", "--out", out)
+    assert done.returncode == 0 and b"all 3 steps are done" in done.stderr
+    assert (out / "model.safetensors").read_bytes() == weights and (out / "loss.svg").exists()
+    assert quick("train", "--resume", "--out", out, "-q").stderr == b""
+    (out / "generation_config.json").write_text('{"eos_token_id": 0, "temperature": 0.5}')  # as people do
+    assert quick("train", "--resume", "--out", out, "--steps", "4").returncode == 0
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    assert quick("train", corpus, "--out", out, *SMALL, "--steps", "2").returncode == 0
+    (out / "metrics.jsonl").unlink()
+    (out / "metrics.jsonl").mkdir()
+    done = quick("train", "--resume", "--out", out, "--steps", "3", "-q")
+    assert done.returncode == 1 and b"cannot be written" in done.stderr and done.stderr.count(b"\n") == 2
+    assert not list(out.glob(".*.tmp"))
+
+
+def test_options_that_a_run_began_with_are_refused_when_it_goes_on(trained: Path, tmp_path: Path) -> None:
+    kept = (trained / "run" / "recipe.json").read_bytes()
+    for words in (["--size", "mini"], ["--layers", "3"], ["--seed", "5"], ["--batch-tokens", "512"]):
+        done = quick("train", "--resume", "--out", trained, *words)
+        assert done.returncode == 2 and f"{words[0]} changes nothing there".encode() in done.stderr
+    for words in (["--lora", "4"], ["--batch", "3"], ["--context", "8"]):
+        done = quick("finetune", "--resume", "--out", trained, *words)
+        assert done.returncode == 2 and f"{words[0]} changes nothing there".encode() in done.stderr
+    assert (trained / "run" / "recipe.json").read_bytes() == kept
+
+
+def test_a_run_whose_saves_are_gone_is_not_begun_again(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    assert quick("train", corpus, "--out", out, *SMALL, "--steps", "2").returncode == 0
+    for folder in (out / "run" / "steps").iterdir():
+        shutil.rmtree(folder)
+    weights = (out / "model.safetensors").read_bytes()
+    done = quick("train", "--resume", "--out", out, "--steps", "3")
+    assert done.returncode == 4 and b"the saves of this run are gone" in done.stderr
+    assert (out / "model.safetensors").read_bytes() == weights and lines_of(out / "metrics.jsonl") == 2
+
+
+def test_a_tokenizer_puts_no_token_in_front_that_was_not_trained(tiny_gpt2: Path, corpus: Path, tmp_path: Path) -> None:
+    values = json.loads((tiny_gpt2 / "tokenizer.json").read_text())
+    sequence = [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    values["post_processor"] = {
+        "type": "TemplateProcessing", "single": sequence, "pair": sequence,
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    options = [o for o in SMALL if o not in ("--vocab", "300")]
+    given = ("--tokenizer", tmp_path / "tokenizer.json")
+    done = quick("train", corpus, "--out", tmp_path / "m", *options, "--steps", "1", *given)
+    assert done.returncode == 0, done.stderr.decode()
+    checkpoint = load(str(tmp_path / "m"))
+    assert checkpoint.tokenizer.encode("hello") == load(str(tiny_gpt2)).tokenizer.encode("hello")
+
+
+def test_the_file_that_was_named_is_tuned(trained: Path, corpus: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    shutil.copytree(trained, both, ignore=shutil.ignore_patterns("run"))
+    tensors = {name: torch.full_like(tensor, 0.0625) for name, tensor in load_file(both / "model.safetensors").items()}
+    save_file(tensors, both / "other.safetensors", {"format": "pt"})
+    words = ("finetune", both / "other.safetensors", corpus, "--out", tmp_path / "m", "--steps", "1", "--lr", "1e-12")
+    done = quick(*words)
+    assert done.returncode == 0, done.stderr.decode()
+    found = load_file(tmp_path / "m" / "model.safetensors")
+    assert all(torch.allclose(tensor, torch.full_like(tensor, 0.0625), atol=1e-6) for tensor in found.values())
+
+
+def test_a_merged_model_is_run_as_its_adapter_asks(trained: Path, pairs: Path, tmp_path: Path) -> None:
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    assert quick("finetune", trained, pairs, "--out", adapter, "--lora", "2", "--steps", "1").returncode == 0
+    (adapter / "generation_config.json").write_text('{"do_sample": false}')
+    (tmp_path / "base").mkdir()
+    shutil.copytree(trained, tmp_path / "base", ignore=shutil.ignore_patterns("run"), dirs_exist_ok=True)
+    (tmp_path / "base" / "added_tokens.json").write_text('{"<|endoftext|>": 0}')
+    assert quick("merge", tmp_path / "base", adapter, "--out", merged).returncode == 0
+    values = json.loads((merged / "generation_config.json").read_text())
+    assert values["do_sample"] is False and values["eos_token_id"] == 0
+    assert (merged / "added_tokens.json").read_text() == '{"<|endoftext|>": 0}'
 
 
 def test_standard_input_is_a_corpus_too(corpus: Path, tmp_path: Path) -> None:
@@ -241,6 +335,13 @@ def test_bad_input_gets_clear_words(corpus: Path, trained: Path, tmp_path: Path)
         (["train", corpus, "--out", tmp_path / "f", "--heads", "5"], 2, "does not divide into 5 heads"),
         (["train", corpus, "--out", tmp_path / "g", "--tokens", "many"], 2, "--tokens must be a count"),
         (["train", corpus, "--out", tmp_path / "i", "--device", "cuda:99"], 2, "'cuda:99' is not available"),
+        (["train", corpus, "--out", tmp_path / "j", *SMALL, "--lr", "0"], 2, "the learning rate must be above 0"),
+        (["train", corpus, "--out", tmp_path / "k", "--validation", "-"], 2, "validation text cannot come from stdin"),
+        (
+            ["train", corpus, "--out", tmp_path / "l", *SMALL, "--validation", tmp_path / "empty.txt"],
+            1,
+            "the validation texts are empty",
+        ),
         (["train", "--resume", "--out", tmp_path / "h"], 3, "recipe.json is not there"),
         (["train", "--resume", "--out", trained, "--optimizer", "adamw"], 2, "its state is of no use to adamw"),
         (["finetune", "--resume", "--out", trained], 2, "is one of gptcli train"),
@@ -355,6 +456,15 @@ def test_finetune_refuses_with_clear_words(trained: Path, corpus: Path, pairs: P
         ([trained, "--out", tmp_path / "f"], 2, "what to train, and on what?"),
         ([trained, pairs, "--out", tmp_path / "g", "--fields", "x"], 2, "is not two names"),
         ([trained, corpus, "--out", tmp_path / "h", "--context", "33"], 2, "more than the 32 tokens"),
+        ([trained, corpus, "--out", tmp_path / "i", "--epochs", "nan"], 2, "--epochs must be a number above 0"),
+        ([trained, corpus, "--out", tmp_path / "i", "--epochs", "inf"], 2, "--epochs must be a number above 0"),
+        ([trained, corpus, "--out", tmp_path / "i", "--epochs", "2", "--steps", "3"], 2, "say the same"),
+        (
+            [trained, pairs, "--out", tmp_path / "i", "--lora", "2", "--lora-alpha", "nan"],
+            2,
+            "must be a number and not",
+        ),
+        ([trained, pairs, "--out", tmp_path / "i", "--lora", "2", "--lora-targets", ","], 2, "names no layer"),
     ):
         done = quick("finetune", *arguments)  # type: ignore[arg-type]
         errors = done.stderr.decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.commands import options as o
-from gptcli.commands.fitting import Asked, Watch, asked_recipe, changed, empty_out, fit, manner
+from gptcli.commands.fitting import Asked, Watch, asked_recipe, changed, empty_out, fit, manner, published
+from gptcli.commands.given import refuse_given
 from gptcli.errors import BadCheckpoint, GptcliError, UsageError
 from gptcli.pairs import FIELDS, Pair, are_pairs, read_pairs
 from gptcli.recipe import Recipe, scaled
@@ -24,10 +26,12 @@ if TYPE_CHECKING:
     from gptcli.lora import Rank
 
 LORA = "Adapter"
+BEGUN = ("lora", "lora_alpha", "lora_targets", "fields", "batch", "n_ctx", "seed", "validation", "validation_share")
 RATE, LORA_RATE = 1e-4, 1e-3  # an adapter starts from nothing and takes larger steps
 
 
 def finetune(
+    ctx: typer.Context,
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", show_default=False, help="What to start from, as for --model.")
     ] = None,
@@ -124,20 +128,27 @@ def finetune(
             raise UsageError("--resume goes on with the run in --out DIR, and reads nothing else")
         if epochs is not None:
             raise UsageError("--resume counts steps, of the whole run", hint="--steps instead of --epochs")
+        refuse_given(ctx, BEGUN, "a run goes on as it was begun")
         _run(_resumed(out, asked), out, where, watch)
         return
     if not model or not data:
         raise UsageError("what to train, and on what?", hint="gptcli finetune MODEL DATA... --out DIR")
     o.check_share(validation_share)
+    if epochs is not None and steps is not None:
+        raise UsageError("--epochs and --steps say the same", hint="leave one out")
     epochs = 3.0 if epochs is None else epochs
-    if epochs <= 0:
-        raise UsageError(f"--epochs must be above 0, not {epochs}")
+    if not 0 < epochs < math.inf:
+        raise UsageError(f"--epochs must be a number above 0, not {epochs}")
+    if lora_alpha is not None and (not math.isfinite(lora_alpha) or lora_alpha == 0):
+        raise UsageError(f"--lora-alpha must be a number and not 0, not {lora_alpha:g}")
+    if lora_targets is not None and not any(lora_targets.split(",")):
+        raise UsageError(f"--lora-targets {lora_targets!r} names no layer")
     if (lora_alpha is not None or lora_targets is not None) and lora is None:
         raise UsageError("--lora-alpha and --lora-targets are for an adapter", hint="add --lora RANK")
-    from gptcli.corpus import find
+    from gptcli.corpus import find, find_held_out
 
     names = _fields(fields)
-    files, held_out, out = find(data), find(validation or ()), empty_out(out)
+    files, held_out, out = find(data), find_held_out(validation or ()), empty_out(out)
     kinds = {are_pairs(name, names) for name in (*files, *held_out) if name != "-"}
     if len(kinds) > 1:
         raise UsageError("some files hold pairs and others text", hint="give one kind")
@@ -210,7 +221,9 @@ def _prepared(
     from gptcli.saves import replace_text, versions
 
     layout = look(plan.model)
-    plan = dataclasses.replace(plan, model=str(layout.source.folder.resolve()))
+    named = Path(plan.model)  # a file, of several that its folder may hold, or a folder by whatever name
+    where = named if named.is_file() else layout.source.folder
+    plan = dataclasses.replace(plan, model=str(where.resolve()))
     checkpoint = _load(plan.model, device)
     if (rank := plan.rank(checkpoint)) is not None:
         places(checkpoint, rank.targets)  # raises for a name that does not exist
@@ -218,7 +231,8 @@ def _prepared(
     if n_ctx and n_ctx > most:
         raise UsageError(f"--context {n_ctx} is more than the {most} tokens that {plan.name} reads")
     try:
-        run.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(run, ignore_errors=True)  # of a run that never began
+        run.mkdir(parents=True)
         for name in COMPANIONS:
             if (layout.source.folder / name).is_file():
                 shutil.copyfile(layout.source.folder / name, run / name)
@@ -240,6 +254,7 @@ def _prepared(
                 corpus.documents(texts), corpus.documents(held_out), run,
                 encode=lambda part: list(map(checkpoint.tokenizer.encode, part)),
                 n_vocab=checkpoint.config.n_vocab, end_id=_end(checkpoint), share=share,
+                held_out=bool(held_out),
             )  # fmt: skip
             length = n_ctx or max(1, min(most, 512, tokens.n_train - 1))  # a short text is one sequence
             corpus.check_length(tokens, length)
@@ -248,12 +263,13 @@ def _prepared(
             n_tokens=asked.n_tokens(batch * length, length) or max(1, n_tokens),
             n_ctx=length,
             batch_tokens=batch * length,
-            learning_rate=asked.learning_rate or (LORA_RATE if plan.lora else RATE),
+            learning_rate=(LORA_RATE if plan.lora else RATE) if asked.learning_rate is None else asked.learning_rate,
             schedule=asked.schedule or "cosine",
             optimizer=asked.optimizer or "adamw",
             seed=seed,
+            growth=(0, 0),
         )
-        recipe = dataclasses.replace(recipe, ramp_tokens=0, ramp_from=0, weight_decay=0.0 if plan.lora else 0.1)
+        recipe = dataclasses.replace(recipe, weight_decay=0.0 if plan.lora else 0.1)
         if plan.pairs and asked.compiled is None:  # little of their time is in what compiling makes faster: 8 % less
             asked = dataclasses.replace(asked, compiled=False)
         recipe = asked_recipe(asked, recipe, checkpoint.config.n_params(), device)
@@ -318,8 +334,10 @@ def _run(plan: _Plan, out: Path, device: str, watch: Watch) -> None:
     run, recipe = out / "run", plan.recipe
     found = newest(run)
     step = found.step if found else 0
+    published(out, found, watch)
     if step >= recipe.n_steps:
-        say(f"gptcli: all {recipe.n_steps} steps are done")
+        if not watch.quiet:
+            say(f"gptcli: all {recipe.n_steps} steps are done; --steps makes it more")
         return
     saved = str(found.folder) if found and plan.lora is None else plan.model
     checkpoint = _load(saved, device)

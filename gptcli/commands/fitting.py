@@ -6,12 +6,13 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.errors import UsageError
+from gptcli.errors import GptcliError, UsageError
 from gptcli.render import theme
 from gptcli.render.output import hears, say
 from gptcli.settings import Setting
@@ -19,6 +20,7 @@ from gptcli.settings import Setting
 if TYPE_CHECKING:
     from gptcli.recipe import Recipe
     from gptcli.records import Progress
+    from gptcli.saves import Save
     from gptcli.tokens import Tokenizer
     from gptcli.train import Training
 
@@ -96,13 +98,13 @@ def changed(was: Recipe, asked: Asked, out: Path, kept: Mapping[str, Any]) -> Re
         n_tokens=asked.n_tokens(was.batch * was.n_ctx, was.n_ctx) or was.n_tokens(was.n_steps),
         n_ctx=was.n_ctx,
         batch_tokens=was.batch * was.n_ctx,
-        learning_rate=asked.learning_rate or was.learning_rate,
+        learning_rate=was.learning_rate if asked.learning_rate is None else asked.learning_rate,
         schedule=asked.schedule or was.schedule,
         optimizer=was.optimizer,
         seed=was.seed,
+        growth=(was.ramp_from, was.ramp_tokens),  # or what was shown already would be shown again
+        n_steps=was.n_steps if asked.tokens is None and asked.steps is None else asked.steps,
     )
-    if not was.ramp_tokens:
-        again = dataclasses.replace(again, ramp_tokens=0, ramp_from=0)
     recipe = dataclasses.replace(
         again,
         weight_decay=was.weight_decay,
@@ -111,8 +113,34 @@ def changed(was: Recipe, asked: Asked, out: Path, kept: Mapping[str, Any]) -> Re
         compiled=was.compiled if asked.compiled is None else asked.compiled,
     )
     values = {**kept, "recipe": dataclasses.asdict(recipe)}
-    replace_text(out / "run" / "recipe.json", json.dumps(values, indent=2) + "\n")
+    with written(out):
+        replace_text(out / "run" / "recipe.json", json.dumps(values, indent=2) + "\n")
     return recipe
+
+
+@contextmanager
+def written(out: Path) -> Iterator[None]:
+    """Raises GptcliError for a disk that is full, or a folder that nothing can be written to."""
+    try:
+        yield
+    except OSError as error:
+        hint = "make room and go on with --resume"
+        raise GptcliError(f"{out} cannot be written: {error.strerror or error}", hint=hint) from error
+
+
+def published(out: Path, found: Save | None, watch: Watch) -> None:
+    """What a run that goes on finds: its newest save is what `out` holds, and a person is told of damaged ones."""
+    from gptcli.saves import publish, replace_text
+
+    if found is None:
+        return
+    if not watch.quiet:
+        for fault in found.skipped:
+            say(f"gptcli: note: a save is damaged and left out: {fault}")
+    with written(out):
+        publish(found.folder, out)
+        kept = [record for record in metrics(out) if record["step"] <= found.step]
+        replace_text(out / "loss.svg", picture(kept, title=f"{out.resolve().name}: loss while training"))
 
 
 def empty_out(out: Path | None, *, resumes: bool = True) -> Path:
@@ -153,12 +181,15 @@ def fit(
     weights = sum(p.numel() * p.element_size() for p in training.decoder.parameters())
     moments = 2 * sum(p.numel() * 4 for p in training.parameters.values())
     kept = [record for record in metrics(out) if record["step"] <= training.step]
-    replace_text(out / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+    with written(out):
+        replace_text(out / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
     panel = Panel(tokenizer, n_steps, kept, coloured=watch.coloured) if hears() and not watch.quiet else None
     saved_at, said_at, last, saved = time.monotonic(), -math.inf, None, training.step
 
     def save() -> None:
         nonlocal saved_at, saved
+        if not all(bool(p.isfinite().all()) for p in training.parameters.values()):
+            raise lost("the parameters")
         folder = write_save(
             run,
             training.state(),
@@ -171,13 +202,21 @@ def fit(
         replace_text(out / "loss.svg", picture(metrics(out), title=f"{out.resolve().name}: loss while training"))
         saved_at, saved = time.monotonic(), training.step
 
+    def lost(what: str) -> GptcliError:
+        rest = f"; --resume goes on after step {saved}" if saved else ""
+        return GptcliError(
+            f"step {training.step}: {what} are no numbers any more", hint=f"a lower --learning-rate may help{rest}"
+        )
+
     validate_every = watch.validate_every or max(1, n_steps // VALIDATE_SHARE)
     if training.recipe.compiled and training.step < n_steps and not watch.quiet:
         say("gptcli: compiling the step, a minute or two ...")
     try:
-        with (out / "metrics.jsonl").open("a", encoding="utf-8", buffering=1) as log:
+        with written(out), (out / "metrics.jsonl").open("a", encoding="utf-8", buffering=1) as log:
             for progress in training.run(validate_every=validate_every, show_every=10 if panel else 0):
                 last = progress
+                if progress.validation is not None and not math.isfinite(progress.validation):
+                    raise lost("the scores of the validation texts")
                 log.write(json.dumps(_metric(progress)) + "\n")
                 now, done = time.monotonic(), progress.step == n_steps
                 if panel:

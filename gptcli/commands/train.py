@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gptcli.commands import options as o
-from gptcli.commands.fitting import Asked, Watch, asked_recipe, changed, empty_out, fit, manner
+from gptcli.commands.fitting import Asked, Watch, asked_recipe, changed, empty_out, fit, manner, published
+from gptcli.commands.given import refuse_given
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound, UsageError
 from gptcli.presets import SIZES, Size, config_json, size_named
 from gptcli.recipe import Recipe, scaled
@@ -20,10 +22,15 @@ from gptcli.settings import settle
 if TYPE_CHECKING:
     from gptcli.checkpoint import Checkpoint
 
+BEGUN = (
+    "size", "n_layer", "d_model", "n_head", "n_ctx", "window", "n_vocab", "tokenizer", "batch_tokens", "seed",
+    "validation", "validation_share",
+)  # fmt: skip
 PASSES = 4  # over a corpus, at most, by default: to that many, text seen again is as good as new (arXiv 2305.16264)
 
 
 def train(
+    ctx: typer.Context,
     corpus: Annotated[
         list[str] | None,
         typer.Argument(
@@ -90,14 +97,15 @@ def train(
     if resume:
         if corpus or out is None:
             raise UsageError("--resume goes on with the run in --out DIR, and reads no other corpus")
+        refuse_given(ctx, BEGUN, "a run goes on as it was begun")
         recipe = _resumed(out, asked)
     else:
         if not corpus:
             raise UsageError("there is nothing to train on", hint="gptcli train FILE... --out DIR; - for stdin")
         o.check_share(validation_share)
-        from gptcli.corpus import find
+        from gptcli.corpus import find, find_held_out
 
-        files, held_out, out = find(corpus), find(validation or ()), empty_out(out)
+        files, held_out, out = find(corpus), find_held_out(validation or ()), empty_out(out)
         shape = _shape(
             size_named(size),
             n_layer=n_layer, d_model=d_model, n_head=n_head, n_ctx=n_ctx, window=window, n_vocab=n_vocab,
@@ -140,7 +148,8 @@ def _prepared(
     run = out / "run"
     hear = (lambda text: None) if quiet else say
     try:
-        run.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(run, ignore_errors=True)  # of a run that never began
+        run.mkdir(parents=True)
         texts = corpus.keep_stdin(files, run)
         if tokenizer is None:
             hear(f"gptcli: learning a vocabulary of {shape.n_vocab} tokens ...")
@@ -155,6 +164,7 @@ def _prepared(
         tokens = corpus.write_tokens(
             corpus.documents(texts), corpus.documents(held_out), run,
             encode=encode, n_vocab=shape.n_vocab, end_id=end_id, share=share, tokenizer=fingerprint,
+            held_out=bool(held_out),
         )  # fmt: skip
         corpus.check_length(tokens, shape.n_ctx)
         (run / "config.json").write_text(
@@ -170,10 +180,11 @@ def _prepared(
                 n_tokens=asked.n_tokens(shape.batch_tokens, shape.n_ctx) or n_tokens,
                 n_ctx=shape.n_ctx,
                 batch_tokens=shape.batch_tokens,
-                learning_rate=asked.learning_rate or shape.learning_rate,
+                learning_rate=shape.learning_rate if asked.learning_rate is None else asked.learning_rate,
                 schedule=asked.schedule or "cosine",
                 optimizer=asked.optimizer or "adamw",
                 seed=seed,
+                n_steps=asked.steps,
             ),
             n_params,
             device,
@@ -190,6 +201,8 @@ def _resumed(out: Path, asked: Asked) -> Recipe:
     from gptcli.saves import read_json
 
     kept = read_json(out / "run" / "recipe.json")
+    if "model" in kept:
+        raise UsageError(f"the run in {out} is one of gptcli finetune", hint=f"gptcli finetune --resume --out {out}")
     try:
         was = Recipe(**kept["recipe"])
     except (TypeError, KeyError) as error:
@@ -215,8 +228,10 @@ def _run(out: Path, recipe: Recipe, device: str, watch: Watch) -> None:
     check_tokenizer(tokens, run / "tokenizer.json")
     found = newest(run)
     step = found.step if found else 0
+    published(out, found, watch)
     if step >= recipe.n_steps:
-        say(f"gptcli: all {recipe.n_steps} steps are done; --steps or --tokens makes it more")
+        if not watch.quiet:
+            say(f"gptcli: all {recipe.n_steps} steps are done; --steps or --tokens makes it more")
         return
     checkpoint = _checkpoint(run, found.folder if found else None, pick_device(device), recipe.seed)
     batches = Windows(run, tokens, n_ctx=recipe.n_ctx, seed=recipe.seed)
@@ -241,6 +256,7 @@ def _checkpoint(run: Path, saved: Path | None, device: Any, seed: int) -> Checkp
     """The decoder as it was saved, or a new one; in float32, which is what optimizers want."""
     from gptcli.checkpoint import Checkpoint, load
     from gptcli.layout import read_config
+    from gptcli.memory import check_fits
     from gptcli.model import Decoder
     from gptcli.saves import read_json
     from gptcli.tokens import Tokenizer
@@ -251,6 +267,7 @@ def _checkpoint(run: Path, saved: Path | None, device: Any, seed: int) -> Checkp
         checkpoint.decoder.requires_grad_(True)
         return dataclasses.replace(checkpoint, folder=run)
     family, config, values = read_config(run / "config.json")
+    check_fits(4 * config.n_params() * 4, device, what="weights, gradients and what Adam remembers")
     decoder = Decoder(config)
     initialise(decoder, seed)
     ends = read_json(run / "generation_config.json")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +11,7 @@ import typer
 
 from gptcli.commands import options as o
 from gptcli.commands.editing import Wanted, refuse_mean_alone
+from gptcli.commands.given import refuse_given
 from gptcli.commands.loading import load_chosen
 from gptcli.commands.prompt import read_prompt
 from gptcli.commands.views import FORMATS, Show
@@ -153,13 +153,13 @@ def xray(
         every=every, alone=alone, sub=sub, head=(one_head.layer, one_head.head) if one_head else None,
     )  # fmt: skip
     if diff is not None:
-        _refuse_given(ctx, ("prompt", *MAKING, *VIEWING), "--diff compares what two traces hold")
+        refuse_given(ctx, ("prompt", *MAKING, *VIEWING), "--diff compares what two traces hold")
         show.difference(*diff)
         return
     if prompt is not None and prompt.endswith(".xray") and Path(prompt).suffix == ".xray":
         if wanted:
             raise UsageError("a saved trace has no model to change", hint="give a prompt with --ablate or --patch")
-        _refuse_given(ctx, MAKING, "a saved trace is shown as it was made")
+        refuse_given(ctx, MAKING, "a saved trace is shown as it was made")
         show.replay(prompt, chosen=chosen, sweep=sweep)
         return
     text = read_prompt(prompt, None, file)
@@ -184,15 +184,6 @@ def xray(
 
         save_trace(found, save)
     show.scan(found)
-
-
-def _refuse_given(ctx: typer.Context, names: Sequence[str], why: str) -> None:
-    """Raises UsageError if one of these parameters was given: it would do nothing."""
-    for parameter in ctx.command.params:
-        source = ctx.get_parameter_source(parameter.name or "")
-        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
-            said = "a prompt" if parameter.name == "prompt" else max(parameter.opts, key=len)
-            raise UsageError(f"{why}, and {said} changes nothing there", hint=f"leave out {said}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,7 +114,7 @@ def _ticks(low: float, high: float) -> list[float]:
 def count(n: float) -> str:
     """0, 950, 12k, 3.5M, 1.2B."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if n >= size:
+        if n >= 0.9995 * size:  # or three digits would round to a thousand of the smaller one
             return f"{n / size:.3g}{unit}"
     return f"{n:.0f}"
 

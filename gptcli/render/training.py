@@ -141,6 +141,30 @@ class _Curve:
             yield Text.assemble((label, "dim"), " ", (text, theme.LABEL), no_wrap=True)
 
 
+class _Shown:
+    """What the model was shown and what it is to say: of a long text the end, which the next token follows."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        from rich.cells import cell_len
+        from rich.text import Text
+
+        from gptcli.render import theme
+
+        room, text = max(8, min(200, options.max_width - 13)), self._text
+        if cut := cell_len(text) > room:
+            text = text[-room:]
+            while cell_len(text) > room - 2:
+                text = text[1:]
+        line = Text(" shown  ", "dim", no_wrap=True).append("… " if cut else "", "dim")
+        line.append(text, f"{theme.INK} on {theme.PROMPT}").append("  ").append(
+            " ? ", f"{theme.INK} on {theme.UNKNOWN}"
+        )
+        yield line
+
+
 def _lesson(lesson: Lesson, tokenizer: Vocabulary) -> list[Any]:
     """Features, guess, right token, error before and after: the article's picture of one training step."""
     from rich.text import Text
@@ -152,11 +176,8 @@ def _lesson(lesson: Lesson, tokenizer: Vocabulary) -> list[Any]:
         text = one_line(tokenizer.raw(id).decode(errors="replace"))
         return text if text.strip() else "␣" if text else "end of text"
 
-    shown = Text(no_wrap=True, overflow="ellipsis")
-    shown.append(" shown  ", "dim")
     text = b"".join(tokenizer.raw(i) for i in lesson.features).decode(errors="replace")
-    shown.append(one_line(text)[-200:].lstrip() or "the start of a text", f"{theme.INK} on {theme.PROMPT}")
-    shown.append("  ").append(" ? ", f"{theme.INK} on {theme.UNKNOWN}")
+    shown = _Shown(one_line(text).lstrip() or "the start of a text")
     guess = Text(" guess  ", "dim").append(f" {word(lesson.guess)} ", f"{theme.INK} on {theme.ANSWER}")
     guess.append(f"  {chance(lesson.p_guess)}   ", "dim")
     guess.append("✓ right" if lesson.guess == lesson.label else "✗ wrong", "dim")
