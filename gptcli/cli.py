@@ -81,9 +81,25 @@ def _without_alias(word: str) -> str:
     return ALIASES.get(name, name) + equals + value
 
 
+def misspelled(arguments: list[str]) -> str:
+    """The command that may have been meant, where a single word that is none stands in its place; else nothing."""
+    word = arguments[0] if arguments else ""
+    if not (word.isascii() and word.isalpha() and word.islower()) or word in (*COMMANDS, *HIDDEN):
+        return ""
+    if word == "help":
+        return "--help"
+    from difflib import get_close_matches  # here: it takes a moment
+
+    return next(iter(get_close_matches(word, COMMANDS, 1, 0.7)), "")
+
+
 def run(arguments: list[str]) -> int:
     """Runs one command line and returns its exit code; errors become one line on standard error."""
+    meant = ""
     try:
+        meant = misspelled(arguments)
+        if meant and not {"-q", "--quiet"} & {*arguments}:
+            say(f"gptcli: note: {arguments[0]!r} is no command, so it is a prompt; did you mean gptcli {meant}?")
         arguments = with_default(arguments)
         app = program(None if "_GPTCLI_COMPLETE" in os.environ else arguments[0])
         return int(app(arguments, prog_name="gptcli", standalone_mode=False) or 0)
@@ -92,7 +108,8 @@ def run(arguments: list[str]) -> int:
     except _UsageProblem as error:
         context = error.ctx
         command = context.command_path if context else "gptcli"
-        return _report(error, error.format_message().rstrip("."), f"see {command} --help", 2)
+        hint = f"did you mean gptcli {meant}?" if meant else f"see {command} --help"
+        return _report(error, error.format_message().rstrip("."), hint, 2)
     except ClosedPipe:
         return 141
     except (KeyboardInterrupt, typer.Abort):

@@ -97,7 +97,7 @@ def prepare(
     if len(ids) >= n_ctx and overflow == "error":
         raise UsageError(
             f"the prompt has {len(ids)} tokens and the model's context {n_ctx}: no room for an answer",
-            hint="shorten it, or drop its oldest tokens with --overflow truncate",
+            hint="shorten it; gptcli generate --overflow truncate drops its oldest tokens",
         )
     if overflow != "error":
         room = n_ctx - min(max_tokens if max_tokens >= 0 else n_ctx, n_ctx // 2)

@@ -37,7 +37,7 @@ def read_pairs(files: Iterable[str], fields: tuple[str, str] = FIELDS) -> list[P
                 if not isinstance(value, str) or (field == fields[1] and not value):
                     raise GptcliError(
                         f'{name}: line {number}: there is no "{field}"',
-                        hint="a line is {" + f'"{fields[0]}": "...", "{fields[1]}": "..."' + "}; see --fields",
+                        hint=f'a line is {{"{fields[0]}": "...", "{fields[1]}": "..."}}; finetune has --fields',
                     )
             found.append(Pair(prompt=str(prompt), completion=str(completion)))
     if not found:

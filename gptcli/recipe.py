@@ -105,8 +105,9 @@ def scaled(
 ) -> Recipe:
     """GPT-3's recipe for a run of `n_tokens`: the rise, the fall and the batch's growth take the same shares of it.
 
-    But the rise is at least 100 steps, or a tenth of a run shorter than a thousand: 0.125 % of a small run would be no
-    rise at all. And a batch below 32k tokens, where GPT-3's began, does not grow.
+    But the rise is at least 100 steps, or a third of a run shorter than three hundred: 0.125 % of a small run would be
+    no rise at all, and after a tenth of 30 steps a nano model ends at a loss of 5.3 instead of 4.2. And a batch below
+    32k tokens, where GPT-3's began, does not grow.
 
     growth: another than GPT-3's, as (sequences in the first batch, tokens until it is whole); (0, 0) is none.
     n_steps: how many steps, whatever the tokens are by the growth; n_tokens is then what they would be without it.
@@ -124,7 +125,7 @@ def scaled(
         total = n_tokens if ramp else n_steps * batch * n_ctx
     else:
         total = (used + (n_steps - steps) * batch) * n_ctx
-    rise = min(100, n_steps // 10) * min(batch, ramp_from if ramp else batch) * n_ctx
+    rise = min(100, n_steps // 3) * min(batch, ramp_from if ramp else batch) * n_ctx
     fall = {"cosine": total * DECAY // TOKENS, "linear": total, "wsd": total // 5, "constant": 0}[schedule]
     return Recipe(
         n_steps=n_steps,

@@ -178,6 +178,13 @@ def test_each_token_is_decided_once(found: Scan) -> None:
         assert not any("attn" in line for line in marked)
 
 
+def test_a_mark_on_a_row_above_others_that_are_not_shown_is_explained(found: Scan) -> None:
+    said = "decided here or in a row below it that is not shown"
+    for every in (None, 1, 2):
+        drawn = theme.drawn(grid.draw(found, colour=False, every=every), colour=False, width=200)
+        assert (said in drawn) == (every == 2) and "decided here" in drawn
+
+
 def test_a_run_that_was_changed_says_so_in_every_view(found: Scan) -> None:
     changed = dataclasses.replace(found, edits=("L1H2", "L0.mlp"))
     for view in VIEWS.values():

@@ -87,6 +87,7 @@ class Run:
     prompt: Prompt | None = None
     interrupted: bool = False
     last: bool = True  # of several cases; the seed is said once
+    n_silent: int = 0  # samples that the model ended before it wrote anything
     strips: dict[int, Strip] = dataclasses.field(default_factory=dict)  # by token, of the sample that is running
 
     def samples(self) -> Iterable[tuple[int, Iterable[Step]]]:
@@ -170,6 +171,7 @@ class Run:
     def _timed(self, steps: Iterable[Step]) -> Iterable[Step]:
         for step in steps:
             now = time.perf_counter()
+            self.n_silent += step.index == 0 and step.finish == "eos"
             self.times.first = self.times.first or now
             self.times.ended, self.times.n_generated = now, self.times.n_generated + 1
             yield step
@@ -199,6 +201,9 @@ class Run:
             from gptcli.render.stream import seeds
 
             say(f"gptcli: {seeds(self.seed, value['num_samples'])}")
+        if self.n_silent and not value["quiet"]:
+            which = f"{self.n_silent} of {value['num_samples']} times " if value["num_samples"] > 1 else ""
+            say(f"gptcli: note: {which}the model ended the text at once; --ignore-eos has it go on")
         if value["stats"]:
             say("gptcli: " + _stats_line(self.stats()))
         if self.interrupted:

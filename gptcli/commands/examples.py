@@ -35,7 +35,7 @@ def examples(
     ] = False,
     learning_rate: Annotated[
         float, typer.Option("--learning-rate", "--lr", metavar="X", min=0.0, help="Of that step.")
-    ] = 1e-3,
+    ] = 3e-4,
     as_json: Annotated[bool, typer.Option("--jsonl", "--json", help="One JSON object for each example.")] = False,
     color: o.Color = None,
     revision: o.Revision = None,

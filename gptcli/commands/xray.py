@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 # what the making of a trace depends on, and what only single views do
 MAKING = (
-    "file", "adapter", "max_tokens", "top", "mean", "save", "temperature", "top_k", "top_p", "min_p", "seed", "bos",
-    "revision", "allow_config",
+    "file", "model", "adapter", "device", "dtype", "revision", "allow_config", "bos", "max_tokens", "top", "mean",
+    "save", "temperature", "top_k", "top_p", "min_p", "seed",
 )  # fmt: skip
 VIEWING = (
     "token", "grid", "ledger", "alone", "attention", "head", "roles", "norms", "occlusion", "walk", "sampling", "sub",

@@ -57,7 +57,7 @@ class _Table:
         label = max(label, len(heading))
         guessed = min(MOST_LABEL // 2, max((cell_len(one_line(g.piece)) + 2 for g in guesses), default=0))
         more = guessed + 22 if guesses else 0
-        room = max(12, options.max_width - digits - label - 4 - more)
+        room = max(8, options.max_width - digits - label - 4 - more)
         head = Text(f"{'example':>{digits}}  {'features':<{room}}  {heading:<{label}}", "dim")
         if guesses:
             head.append(f"  {'guess':<{guessed}}  before     after")

@@ -140,14 +140,16 @@ class Grid:
             items += [scale, faded]
         else:
             items += ["p: ▁ to █, 0 to 1", f"{FAR} {FAR_NATS:.0f} nats or more of KL from the final answer"]
-        items += [f"{DECIDED} decided here", f"{STANDS} already the final answer", "· a space"]
+        shown = [at for cells, at, _ in rows if cells is self._scan.cells]
+        hidden = len(shown) < len(self._scan.cells.rows)
+        items += [f"{DECIDED} decided here" + " or in a row below it that is not shown" * hidden]
+        items += [f"{STANDS} already the final answer", "· a space"]
         items += ["emb: the token's vector", "L0: after layer 0"]
         middle, names = sorted(self._scan.depth)[len(self._scan.depth) // 2], self._scan.cells.rows
         if middle < len(names) and len(self._scan.depth) == self._scan.n_positions > 2:
             items.append(f"half of the tokens decided by {names[middle]}")
-        n_rows, n_all = sum(cells is self._scan.cells for cells, _, _ in rows), len(self._scan.cells.rows)
-        if n_rows < n_all:
-            items.append(f"{n_rows} of {n_all} rows (--every 1: all)")
+        if hidden:
+            items.append(f"{len(shown)} of {len(self._scan.cells.rows)} rows (--every 1: all)")
         if len(columns) < self._scan.n_positions:
             items.append(f"positions {columns[0]} to {columns[-1]} of 0 to {self._scan.n_positions - 1} (--at N)")
         return Flow(items, indent=LABEL_WIDTH)

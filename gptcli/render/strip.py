@@ -54,8 +54,9 @@ class StripView:
         named = ""
         for other in [c for c in step.top if c.id != step.id][:3]:
             more = f"{one_line(show(other.raw)) or '⟨⟩'} {probability(math.exp(other.logprob))}"
-            if cell_len(named) + 2 + cell_len(more) <= room:
-                named += ("  " if named else "") + more
+            if cell_len(named) + 2 + cell_len(more) > room:
+                break  # the next is less likely, and is not to stand in its place
+            named += ("  " if named else "") + more
         self._line(
             self._ink(shown, f"{theme.INK} on {theme.ANSWER}")
             + f" {cells}{padding} {probability(math.exp(step.logprob))}  {strip.decided:<7}  "

@@ -51,6 +51,7 @@ from gptcli.train import Once, Training, lessons
 LAW = "Second law of robotics: A robot must obey the orders given it by human beings"
 STORY = "Once upon a time"
 OBEY = "a robot must obey the orders given it"
+LEARNING = 3e-4  # of one step, as gptcli examples --learn has it
 EXAMPLES = tuple(f"{name} has a green kite.\n" for name in ("Tom", "Lily", "Ben", "Mia"))
 CASE, ASKED = "Anna has", " a green kite."
 N_WRITTEN, N_ROWS, N_FED_BACK, N_STEPS, N_MASK = 40, 10, 3, 20, 24
@@ -127,7 +128,7 @@ class Guide:
         return facts, Exercises(pieces=self.pieces(self.law)), f'gptcli examples "{LAW}"{self._option}'
 
     def step(self) -> Made:
-        found = lessons(self._copy().decoder, self.law, 1e-3)
+        found = lessons(self._copy().decoder, self.law, LEARNING)
         before, after = (
             -sum(math.log(max(p, 1e-45)) for p in given) / len(found)
             for given in ([row.p_before for row in found], [row.p_after for row in found])
@@ -178,7 +179,7 @@ class Guide:
             "d_model": number(self.config.d_model),
             "n_writes": number(2 * self.config.n_layer),
         }
-        return facts, Track(scan=found, position=at), f'gptcli xray "{OBEY}" --token -1{self._option}'
+        return facts, Track(scan=found, position=at), f'gptcli xray "{OBEY}" --token {at}{self._option}'
 
     def _scan(self, n: int) -> Scan:
         prompt = prepare(self.checkpoint, OBEY, max_tokens=n, overflow="truncate")
