@@ -22,39 +22,61 @@ ROWS = 1 << 24  # scores of the vocabulary held at once: 64 MB in float32
 
 
 @torch.inference_mode()
-def score(checkpoint: Checkpoint, texts: Iterable[str], *, batch: int = 16) -> Iterator[Scored]:
+def score(
+    checkpoint: Checkpoint, texts: Iterable[str], *, batch: int = 16, stride: int | None = None
+) -> Iterator[Scored]:
     """One record for each text, each scored on its own, from its first token on, behind the start token.
 
-    Tokens past the model's context are left out and counted. A model without a start token cannot say how likely the
-    first token is: that one is given. Raises UsageError for a text with nothing to score.
+    Tokens past the model's context are left out and counted; with a stride they are scored too, in windows each that
+    many tokens further on, in which what was scored before is only looked at. A model without a start token cannot say
+    how likely the first token is: that one is given. Raises UsageError for a text with nothing to score.
     """
+    if stride is not None and not 0 < stride < checkpoint.config.n_ctx:
+        raise UsageError(f"a stride is 1 to {checkpoint.config.n_ctx - 1} tokens in this model, not {stride}")
     waiting = iter(texts)
     while group := list(islice(waiting, batch)):
-        yield from _scored(checkpoint, group)
+        yield from _scored(checkpoint, group, batch, stride)
 
 
-def _scored(checkpoint: Checkpoint, texts: list[str]) -> list[Scored]:
-    tokenizer, n_ctx = checkpoint.tokenizer, checkpoint.config.n_ctx
-    rows, dropped, start = list[list[int]](), list[int](), checkpoint.start_id
+def _scored(checkpoint: Checkpoint, texts: list[str], batch: int, stride: int | None) -> Iterator[Scored]:
+    tokenizer, n_ctx, start = checkpoint.tokenizer, checkpoint.config.n_ctx, checkpoint.start_id
+    encoded, dropped = list[list[int]](), list[int]()
     for text in texts:
         ids = tokenizer.encode(text)
         if start is not None and ids[:1] != [start]:
             ids = [start, *ids]
         if len(ids) < 2:
             raise UsageError("there is nothing to score: the text is empty, or one token long without a start token")
-        rows.append(ids[:n_ctx])
-        dropped.append(len(ids) - len(rows[-1]))
-    result, found = [], _together(checkpoint, rows)
-    for i, ids in enumerate(rows):
-        logprobs = found[i]
-        if not bool(logprobs.isfinite().all()):
-            where = culprit(checkpoint, torch.tensor([ids], device=checkpoint.device))
-            raise GptcliError(f"the scores of the text are not numbers: {where}", hint=LOST)
+        encoded.append(ids if stride else ids[:n_ctx])
+        dropped.append(len(ids) - len(encoded[-1]))
+    windows = [(i, *w) for i, ids in enumerate(encoded) for w in _windows(ids, n_ctx, stride or n_ctx, start)]
+    found = [list[float]() for _ in encoded]
+    for at in range(0, len(windows), batch):
+        part = windows[at : at + batch]
+        logprobs = _together(checkpoint, [row for _, row, _ in part])
+        for k, (i, row, n_known) in enumerate(part):
+            if not bool(logprobs[k].isfinite().all()):
+                where = culprit(checkpoint, torch.tensor([row], device=checkpoint.device))
+                raise GptcliError(f"the scores of the text are not numbers: {where}", hint=LOST)
+            found[i] += logprobs[k][n_known - 1 :].tolist()
+    for i, ids in enumerate(encoded):
         spelled = b"".join(map(tokenizer.raw, ids))  # where the context ends within a character, what it has of it
         added = tokenizer.leading_space and spelled.startswith(b" ")  # by the tokenizer: it is not of the text
         n_bytes = len(spelled) - (added if start is not None else len(tokenizer.raw(ids[0])))
-        result.append(Scored(ids=tuple(ids), logprobs=tuple(logprobs.tolist()), n_bytes=n_bytes, n_dropped=dropped[i]))
-    return result
+        yield Scored(ids=tuple(ids), logprobs=tuple(found[i]), n_bytes=n_bytes, n_dropped=dropped[i])
+
+
+def _windows(ids: list[int], n_ctx: int, stride: int, start: int | None) -> Iterator[tuple[list[int], int]]:
+    """Rows of at most n_ctx ids that show all of a text, and how many of a row's are only looked at, one or more."""
+    yield ids[:n_ctx], 1
+    done = n_ctx
+    while done < len(ids):
+        stop = min(len(ids), done + stride)
+        row = ids[max(0, stop - n_ctx) : stop]
+        if start is not None:  # what a model rests its attention on stands in front of each window
+            row[0] = start
+        yield row, n_ctx - (stop - done)
+        done = stop
 
 
 def _together(checkpoint: Checkpoint, rows: list[list[int]]) -> dict[int, Tensor]:

@@ -177,10 +177,10 @@ def test_the_end_token_ends_a_text_unless_it_is_ignored(tiny_gpt2: Path) -> None
 
 def test_a_text_that_ends_at_once_is_said_so(tiny_gpt2: Path) -> None:
     words = ("hello", "-m", tiny_gpt2, "-n", "3", "-s", "1", "--logit-bias", "0=+1000")
-    done = gptcli(*words)
+    done = quick(*words)
     assert done.returncode == 0 and done.stdout == b"" and b"note: the model ended the text at once" in done.stderr
-    assert b"2 of 2 times the model ended" in gptcli(*words, "--num-samples", "2").stderr
-    assert gptcli(*words, "-q").stderr == b"" and b"at once" not in gptcli(*words, "--ignore-eos").stderr
+    assert b"2 of 2 times the model ended" in quick(*words, "--num-samples", "2").stderr
+    assert quick(*words, "-q").stderr == b"" and b"at once" not in quick(*words, "--ignore-eos").stderr
 
 
 @pytest.mark.parametrize(
@@ -190,14 +190,14 @@ def test_a_text_that_ends_at_once_is_said_so(tiny_gpt2: Path) -> None:
 def test_a_word_that_looks_like_a_command_is_a_prompt_with_a_note(
     tiny_gpt2: Path, words: list[str], meant: str
 ) -> None:
-    done = gptcli(*words, "-m", tiny_gpt2, "-n", "2", "-s", "1")
+    done = quick(*words, "-m", tiny_gpt2, "-n", "2", "-s", "1")
     assert done.returncode == 0 and done.stdout != b""
     assert (f"did you mean gptcli {meant}?".encode() in done.stderr) if meant else (b"did you mean" not in done.stderr)
-    assert gptcli(*words, "-m", tiny_gpt2, "-n", "2", "-s", "1", "-q").stderr == b""
+    assert quick(*words, "-m", tiny_gpt2, "-n", "2", "-s", "1", "-q").stderr == b""
 
 
 def test_a_misspelled_command_with_its_arguments_is_an_error_that_names_it() -> None:
-    done = gptcli("trian", "stories.txt", "more.txt")
+    done = quick("trian", "stories.txt", "more.txt")
     assert done.returncode == 2 and b"hint: did you mean gptcli train?" in done.stderr
 
 

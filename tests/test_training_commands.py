@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -21,7 +22,7 @@ from rich.text import Text
 from safetensors.torch import load_file, save_file
 from zoo import built
 
-from gptcli import load, look
+from gptcli import UsageError, load, look
 from gptcli.score import score
 
 WORDS = "the cat sat on a red mat and then it ran to the big blue house where a small dog was asleep".split()  # noqa: SIM905
@@ -608,6 +609,27 @@ def test_a_text_s_score_depends_on_no_other_text(name: str, zoo_root: Path) -> N
         rows = checkpoint.decoder(torch.tensor([found.ids]))[0].log_softmax(-1)
         own = [float(rows[i, id].detach()) for i, id in enumerate(found.ids[1:])]
         assert found.logprobs == pytest.approx(own, abs=1e-4)
+
+
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("stride", [1, 20, 32, 63])
+def test_with_a_stride_all_of_a_text_is_scored_once(tiny_gpt2: Path, stride: int, bos: bool) -> None:
+    checkpoint = load(str(tiny_gpt2))
+    if not bos:
+        checkpoint = dataclasses.replace(checkpoint, start_id=None)
+    n_ctx, text = checkpoint.config.n_ctx, "the hello there " * 30 + "漢字"
+    (found,) = score(checkpoint, [text], stride=stride)
+    ids = list(found.ids)
+    assert len(ids) > 2 * n_ctx and len(found.logprobs) == len(ids) - 1 and found.n_dropped == 0
+    assert found.n_bytes == len(text.encode()) - (0 if bos else len(checkpoint.tokenizer.raw(ids[0])))
+    for i in (1, n_ctx - 1, n_ctx, n_ctx + stride - 1, n_ctx + stride, len(ids) - 1):
+        stop = n_ctx if i < n_ctx else min(len(ids), n_ctx + stride * ((i - n_ctx) // stride + 1))
+        row = ids[max(0, stop - n_ctx) : stop]
+        row[0] = 0 if bos else row[0]
+        own = checkpoint.decoder(torch.tensor([row]))[0].log_softmax(-1)[i - stop - 1, ids[i]]
+        assert found.logprobs[i - 1] == pytest.approx(float(own.detach()), abs=1e-4)
+    with pytest.raises(UsageError, match=f"a stride is 1 to {n_ctx - 1} tokens"):
+        next(score(checkpoint, [text], stride=n_ctx))
 
 
 def test_a_score_that_is_no_number_is_an_error_that_names_the_place(tmp_path: Path) -> None:

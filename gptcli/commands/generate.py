@@ -149,7 +149,9 @@ def generate(
     )
     if verbose:
         for name, setting in settings.items():
-            say(f"gptcli: {name} = {setting.value!r} ({setting.source})")
+            value = checkpoint.name if name == "model" else setting.value
+            shown = value if isinstance(value, str) else "none" if value in (None, ()) else f"{value!r}"
+            say(f"gptcli: {name} = {shown} ({setting.source})")
     write = answers.as_json if as_json else answers.as_jsonl if as_jsonl else None
     runs = list(_runs(run, priming, cases))
     Together.of(runs)

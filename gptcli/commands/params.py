@@ -10,7 +10,7 @@ import typer
 from gptcli.commands import options as o
 from gptcli.errors import UsageError
 from gptcli.render import theme
-from gptcli.render.output import Output
+from gptcli.render.output import Output, say
 from gptcli.settings import settle
 
 if TYPE_CHECKING:
@@ -79,6 +79,9 @@ def params(
     )
     if layer is not None:
         counted.of_layer(layer)
+    for n in context or ():
+        if n > counted.config.n_ctx:
+            say(f"gptcli: note: this model sees {counted.config.n_ctx:,} tokens, and its cache holds no {n:,}")
     if as_json:
         output.json(_json(counted, layer))
         return

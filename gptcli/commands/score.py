@@ -27,6 +27,10 @@ def score(
         bool, typer.Option("--documents", help="Score each part between <|endoftext|> on its own, and all together.")
     ] = False,
     last: Annotated[int | None, typer.Option("--last", metavar="N", min=1, help="Only the last N documents.")] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option("--stride", metavar="N", min=1, help="Score all of a long text, N more tokens at a time."),
+    ] = None,
     fail_above: Annotated[
         float | None, typer.Option("--fail-above", metavar="X", help="Exit with 6 if bits per byte are more than X.")
     ] = None,
@@ -40,7 +44,8 @@ def score(
 ) -> None:
     """Say how likely a model finds a text: perplexity, bits per byte, and at a terminal each token's probability.
 
-    A text is scored from its first token on, behind the model's start token; what is past the context is left out.
+    A text is scored from its first token on, behind the model's start token; what is past the context is left out, but
+    for --stride: then the context moves on by so many tokens at a time, and all are scored.
     """
     output = Output()
     whole = read_prompt(text, None, file)
@@ -61,7 +66,7 @@ def score(
     checkpoint, settings = load_chosen(
         flags, adapter=adapter, revision=revision, allow=allow_config or (), rounded="packed"
     )
-    found = list(scores(checkpoint, texts[-last:] if last else texts))
+    found = list(scores(checkpoint, texts[-last:] if last else texts, stride=stride))
     figures = _figures(found)
     raw = checkpoint.tokenizer.raw
     if as_json:
@@ -96,7 +101,8 @@ def _figures(found: list[Scored]) -> dict[str, Any]:
 
 
 def _line(f: dict[str, Any]) -> str:
-    dropped = f", {f['dropped_tokens']:,} tokens past the context left out" if f["dropped_tokens"] else ""
+    n = f["dropped_tokens"]
+    dropped = f", {n:,} tokens past the context left out (--stride scores them)" if n else ""
     return (
         f"{f['bits_per_byte']:.4f} bits per byte, perplexity {f['perplexity']:.4g} a token, {f['nats_per_token']:.4f} "
         f"nats a token ({f['documents']:,} document{'s' * (f['documents'] != 1)}, {f['tokens']:,} tokens, "
