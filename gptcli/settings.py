@@ -107,6 +107,7 @@ def settle(
     """Every key of OPTIONS with the value in force; a flag that is None, or an empty list, was not given."""
     if unknown := flags.keys() - OPTIONS.keys():
         raise TypeError(f"not options: {', '.join(sorted(unknown))}")
+    _check_spelling(environ)
     config, path = load_config(environ), config_path(environ)
     model = _from_model(generation_config or {})
     settled = {}
@@ -126,6 +127,14 @@ def settle(
             setting = Setting(value=option.default, source="built-in")
         settled[key] = setting
     return settled
+
+
+def _check_spelling(environ: Mapping[str, str]) -> None:
+    """Raises UsageError for a variable that is nearly a setting's; what others call GPTCLI_... is theirs."""
+    known = {f"GPTCLI_{key.upper()}" for key in OPTIONS} | {"GPTCLI_CONFIG", "GPTCLI_DEBUG"}
+    for name in environ:
+        if name.startswith("GPTCLI_") and name not in known and (near := get_close_matches(name, known, 1, 0.9)):
+            raise UsageError(f"{name} in the environment is no setting", hint=f"did you mean {near[0]}?")
 
 
 def _from_model(generation_config: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ PROGRAM = [sys.executable, "-m", "gptcli"]
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Ours without what a developer has set for his own use."""
-    settings = ("GPTCLI_", "HF_", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "COLORTERM", "XDG_", "COLUMNS")
+    settings = ("GPTCLI_", "HF_", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "COLORTERM", "XDG_", "COLUMNS", "LINES")
     clean = {key: value for key, value in os.environ.items() if not key.startswith(settings)}
     clean |= {"XDG_CONFIG_HOME": "/nonexistent", "XDG_CACHE_HOME": "/nonexistent", "TERM": "xterm-256color"}
     return {**clean, "OMP_NUM_THREADS": "1", **(more or {})}

@@ -31,6 +31,14 @@ def write(environ: dict[str, str], text: str | bytes) -> Path:
 # --- who wins
 
 
+def test_a_variable_that_is_nearly_a_setting_s_is_not_ignored() -> None:
+    with pytest.raises(UsageError, match="GPTCLI_TEMPRATURE in the environment is no setting") as error:
+        settle({}, environ={"GPTCLI_TEMPRATURE": "0", "GPTCLI_CONFIG": "/dev/null"})
+    assert error.value.hint == "did you mean GPTCLI_TEMPERATURE?"
+    for theirs in ("GPTCLI_HOME", "GPTCLI_WRAPPER_VERSION", "GPTCLI_DEBUG"):
+        assert settle({}, environ={theirs: "1", "XDG_CONFIG_HOME": "/nonexistent"})["temperature"].source == "built-in"
+
+
 def test_built_in_values_are_those_of_the_command_line_page(environ: dict[str, str]) -> None:
     settled = settle({}, None, environ)
     assert list(settled) == list(OPTIONS)

@@ -8,6 +8,7 @@ import shlex
 import string
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,7 @@ def test_the_x_ray_pages_carry_their_self_check(guide: Guide) -> None:
 # --- in the terminal -------------------------------------------------------------------------------------------------
 
 
-def walked(size: tuple[int, int], keys: list[bytes], *more: str) -> tuple[list[str], int]:
+def walked(size: tuple[int, int], keys: Sequence[bytes | tuple[int, int]], *more: str) -> tuple[list[str], int]:
     """The screens that were drawn, without colour, and the exit code; the next key is pressed when a page is there."""
     import os
     import pty
@@ -160,7 +161,11 @@ def walked(size: tuple[int, int], keys: list[bytes], *more: str) -> tuple[list[s
             break
         seen += data
         if (waiting and seen.endswith(b"q quit\x1b[0m")) or (waiting and b"q quit" in data[-60:]):
-            os.write(master, waiting.pop(0))
+            key = waiting.pop(0)
+            if isinstance(key, bytes):
+                os.write(master, key)
+            else:
+                ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", *key, 0, 0))
     os.close(master)
     screens = seen.decode().split("\x1b[H\x1b[2J")[1:]
     return [Text.from_ansi(screen.replace("\r", "")).plain for screen in screens], process.wait(timeout=30)
@@ -183,6 +188,13 @@ def test_a_page_that_is_too_high_scrolls() -> None:
     screens, code = walked((24, 80), [b"2", b"j", b"q"])
     assert code == 0 and "correct next token" in screens[1] and "examples from" not in screens[1]
     assert screens[2].split("\n")[1] != screens[1].split("\n")[1]
+
+
+def test_a_window_that_became_smaller_is_drawn_again() -> None:
+    screens, code = walked((40, 120), [(20, 60), b"q"])
+    assert code == 0 and len(screens) == 2
+    lines = screens[1].split("\n")
+    assert "page 1 of 12" in screens[1] and len(lines) <= 20 and max(map(cell_len, lines)) <= 60
 
 
 def test_the_screen_is_given_back() -> None:

@@ -65,7 +65,7 @@ def budget(
     attention: o.Attention = None,
     window: o.Window = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-    color: o.Color = None,
+    color: o.Colour = None,
     revision: o.Revision = None,
     allow_config: o.AllowConfig = None,
 ) -> None:  # fmt: skip

@@ -69,6 +69,9 @@ Quantize = Annotated[
 Text = Annotated[
     str | None, typer.Argument(metavar="[PROMPT]", show_default=False, help="Text to go on from; - for stdin.")
 ]
+Given = Annotated[
+    str | None, typer.Argument(metavar="[TEXT]", show_default=False, help="The text, as it is; - for stdin.")
+]
 PromptFlag = Annotated[
     str | None, typer.Option("-p", "--prompt", metavar="TEXT", rich_help_panel=TEXT, help="The prompt, as an option.")
 ]
@@ -236,6 +239,11 @@ Color = Annotated[
         help="auto, always, never, or prob: each token tinted by its probability. \\[auto]",
     ),
 ]  # fmt: skip
+
+Colour = Annotated[
+    str | None,
+    typer.Option("--color", metavar="WHEN", rich_help_panel=OUTPUT, help="auto, always or never. \\[auto]"),
+]  # where there are no tokens to be tinted
 
 Xray = Annotated[
     bool,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,6 +33,7 @@ ON, BACK = (
 )
 DOWN, UP = ("\x1b[B", "\x1bOB", "j"), ("\x1b[A", "\x1bOA", "k")
 FIRST, LAST = ("\x1b[H", "\x1b[1~", "g"), ("\x1b[F", "\x1b[4~", "G")
+RESIZED = "resized"  # no key is called so
 QUIT = ("q", "Q", "\x1b", "\x04")
 
 
@@ -45,7 +47,7 @@ def tour(
         bool, typer.Option("--plain", help="All pages one after another, without colour or keys.")
     ] = False,
     lang: Annotated[str, typer.Option("--lang", metavar="NAME", help="en or ru.")] = "en",
-    color: o.Color = None,
+    color: o.Colour = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
     revision: o.Revision = None,
@@ -100,21 +102,28 @@ def _page(guide: Guide, words: Texts, i: int, *, coloured: bool, width: int | No
 
 
 @contextmanager
-def _keys() -> Iterator[Iterator[str]]:
-    """The keys as they are pressed, also those pressed while a page was being computed; Ctrl-C stays Ctrl-C."""
+def _keys(resized: Callable[[], bool]) -> Iterator[Iterator[str]]:
+    """The keys as they are pressed, also those pressed while a page was being computed; Ctrl-C stays Ctrl-C.
+
+    resized: whether the window is another than what was drawn; that comes as a key too.
+    """
     try:
         import termios
         import tty
     except ImportError:  # not on Windows, where a key pressed early is lost
-        from click import getchar
-
-        yield iter(getchar, "")
+        yield iter(typer.getchar, "")
         return
+    from select import select
 
     def pressed() -> Iterator[str]:
-        while data := os.read(fd, 64).decode(errors="ignore"):
-            yield from re.findall(r"\x1b\[[0-9;]*[A-Za-z~]|\x1bO[A-Z]|.", data, re.DOTALL)
-        raise EOFError
+        while True:
+            if select([fd], [], [], 0.2)[0]:
+                data = os.read(fd, 64).decode(errors="ignore")
+                if not data:
+                    raise EOFError
+                yield from re.findall(r"\x1b\[[0-9;]*[A-Za-z~]|\x1bO[A-Z]|.", data, re.DOTALL)
+            if resized():
+                yield RESIZED
 
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
@@ -131,11 +140,12 @@ class _Walk:
     def __init__(self, guide: Guide, words: Texts, output: Output, *, coloured: bool) -> None:
         self._guide, self._words, self._output, self._coloured = guide, words, output, coloured
         self._at = self._top = 0
+        self._size = (0, 0)  # of the window, columns and rows, when it was last drawn
 
     def run(self) -> None:
         self._output.write("\x1b[?1049h\x1b[?25l")
         try:
-            with _keys() as keys:
+            with _keys(lambda: get_terminal_size((80, 24)) != self._size) as keys:
                 self._follow(keys)
         except (KeyboardInterrupt, EOFError):
             return
@@ -166,11 +176,9 @@ class _Walk:
 
     def _show(self) -> int:
         """Draws the page in the window there is now; returns how many lines of it are seen."""
-        from shutil import get_terminal_size
-
         from gptcli.render.tour import draw, foot
 
-        columns, rows = get_terminal_size((80, 24))
+        self._size = columns, rows = (*get_terminal_size((80, 24)),)
         self._output.write(f"\x1b[{rows};1H\x1b[2K\x1b[2m...\x1b[0m")
         page = self._guide.page(KEYS[self._at])
         shown = draw(page, self._words, n=self._at + 1, of=len(KEYS), width=columns, colour=self._coloured)

@@ -111,7 +111,7 @@ def xray(
     top_p: o.TopP = None,
     min_p: o.MinP = None,
     seed: o.XraySeed = None,
-    color: o.Color = None,
+    color: o.Colour = None,
     bos: o.Bos = None,
     device: o.Device = None,
     dtype: o.Dtype = None,

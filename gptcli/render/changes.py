@@ -45,12 +45,12 @@ def draw_what_if(scan: Scan, found: WhatIf, *, colour: bool) -> RenderableType:
     target, rival = label(scan, found.target), label(scan, found.rival)
     p = [math.exp(x) for x in found.logprob]
     change, total = found.logprob[1] - found.logprob[0], found.lead[1] - found.lead[0]
-    table.add_row(f"log p of {target}, nats", *(f"{x:.3f}" for x in found.logprob), signed(change, 3))
+    table.add_row(f"log p of {target}, nats", *(signed(x, 3) for x in found.logprob), signed(change, 3))
     table.add_row(f"p of {target}", *map(probability, p), "")
     table.add_row("its rank", *(f"#{r}" for r in found.rank), "moved" if found.rank[0] != found.rank[1] else "")
     flipped = "flipped" if found.best[0] != found.best[1] else "the same"
     table.add_row("best token", *(label(scan, b) for b in found.best), flipped)
-    table.add_row(f"lead over {rival}, logits", *(f"{x:+.3f}" for x in found.lead), signed(total, 3))
+    table.add_row(f"lead over {rival}, logits", *(signed(x, 3) for x in found.lead), signed(total, 3))
     apart = Text(f"KL(before || after) {_nats(found.kl)} nats")
     if found.js is not None and found.moved is not None:
         apart.append(f", Jensen-Shannon {_nats(found.js)} of {math.log(2):.3f} at most, ")

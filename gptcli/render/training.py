@@ -103,20 +103,36 @@ def draw(
     bar = ProgressBar(total=p.n_steps, completed=p.step, complete_style=theme.LABEL, finished_style=theme.LABEL)
     left = f"{duration(p.seconds)} gone, {duration((p.n_steps - p.step) * pace)} left"
     head.add_row(Text(f"step {p.step}/{p.n_steps}", "bold"), bar, left)
-    facts = Text(no_wrap=True, overflow="ellipsis")
-    for name, value in (
+    facts = _Facts(
         ("loss", f"{p.loss:.3f}"),
         ("validation", f"{validations[-1][1]:.3f}" if validations else "–"),
         ("tokens", count(p.n_tokens)),
         ("tokens/s", f"{p.tokens_per_s:,.0f}"),
         ("learning rate", f"{p.learning_rate:.2e}"),
         ("gradient", f"{p.grad_norm:.2f}"),
-    ):
-        facts.append(f"{name} ", "dim").append(f"{value}   ")
+    )
     parts: list[Any] = [head, facts, _Curve(losses)]
     if lesson is not None:
         parts += [Text(), *_lesson(lesson, tokenizer)]
     return Group(*parts)
+
+
+class _Facts:
+    """Names and values in one line, as many as fit whole."""
+
+    def __init__(self, *facts: tuple[str, str]) -> None:
+        self._facts = facts
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        from rich.text import Text
+
+        line = Text(no_wrap=True)
+        for name, value in self._facts:
+            if line.cell_len + len(name) + 1 + len(value) > options.max_width:
+                break
+            line.append(f"{name} ", "dim").append(f"{value}   ")
+        line.rstrip()
+        yield line
 
 
 class _Curve:
