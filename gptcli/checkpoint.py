@@ -29,6 +29,7 @@ from gptcli.model import Decoder
 from gptcli.model_choice import chosen_model
 from gptcli.quantize import KINDS, Bits, check_kernel, keep, kept, restore, round_head, round_matrix
 from gptcli.quantize import size as rounded_size
+from gptcli.settings import GENERATION_CONFIG
 from gptcli.tokens import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,7 +41,7 @@ COMPANIONS = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "generation_config.json",
+    GENERATION_CONFIG,
 )
 
 
@@ -258,8 +259,11 @@ def save(checkpoint: Checkpoint, folder: Path | str) -> None:
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         (temporary / "config.json").write_text(json.dumps(spelled, indent=2) + "\n", encoding="utf-8")
+        if checkpoint.generation_config:
+            wishes = json.dumps(checkpoint.generation_config, indent=2) + "\n"
+            (temporary / GENERATION_CONFIG).write_text(wishes, encoding="utf-8")
         for companion in COMPANIONS:
-            if (checkpoint.folder / companion).is_file():
+            if companion != GENERATION_CONFIG and (checkpoint.folder / companion).is_file():
                 shutil.copyfile(checkpoint.folder / companion, temporary / companion)
         settle_files(temporary)
         temporary.replace(folder)

@@ -97,12 +97,13 @@ def run(arguments: list[str]) -> int:
     """Runs one command line and returns its exit code; errors become one line on standard error."""
     meant = ""
     try:
-        meant = misspelled(arguments)
-        if meant and not {"-q", "--quiet"} & {*arguments}:
-            say(f"gptcli: note: {arguments[0]!r} is no command, so it is a prompt; did you mean gptcli {meant}?")
+        word, meant = arguments[:1], misspelled(arguments)
         arguments = with_default(arguments)
         app = program(None if "_GPTCLI_COMPLETE" in os.environ else arguments[0])
-        return int(app(arguments, prog_name="gptcli", standalone_mode=False) or 0)
+        code = int(app(arguments, prog_name="gptcli", standalone_mode=False) or 0)
+        if meant and not {"-q", "--quiet"} & {*arguments}:  # at the end, where it is seen
+            say(f"gptcli: note: {word[0]!r} is no command, so it was a prompt; did you mean gptcli {meant}?")
+        return code
     except GptcliError as error:
         return _report(error, error.message, error.hint, error.exit_code)
     except _UsageProblem as error:

@@ -231,9 +231,6 @@ def _rope(c: Reader, d_head: int, *, share: float, theta: float, n_ctx: int, tra
     if dim % 2 or not 0 < dim <= d_head:
         raise BadCheckpoint(f"{c.where}: {share:g} of a head of {d_head} is not an even number of rotary dimensions")
     gain, more = 1.0, {}
-    if {"dynamic": dim == 2, "yarn": theta <= 1, "longrope": trained == 1, "su": trained == 1}.get(kind):
-        said = f"{dim} dimensions of base {theta:g} past {trained} tokens"
-        raise BadCheckpoint(f"{c.where}: {kind} cannot stretch {said}")
     if kind in ("linear", "dynamic", "llama3", "yarn"):
         more["factor"] = factor = c.number("factor")
         if factor * max(n_ctx, trained) > LONGEST:
@@ -243,17 +240,23 @@ def _rope(c: Reader, d_head: int, *, share: float, theta: float, n_ctx: int, tra
             pass
         case "dynamic":
             trained = n_ctx
+            if dim == 2:
+                raise BadCheckpoint(f"{c.where}: dynamic scaling needs more than 2 rotary dimensions")
         case "llama3":
             more |= {key: c.number(key) for key in ("low_freq_factor", "high_freq_factor")}
             if more["high_freq_factor"] <= more["low_freq_factor"]:
                 raise BadCheckpoint(f"{c.where}: high_freq_factor must be greater than low_freq_factor")
         case "yarn":
+            if theta <= 1:
+                raise BadCheckpoint(f"{c.where}: yarn needs a base above 1, not {theta:g}")
             more |= {"beta_fast": c.number("beta_fast", 32.0), "beta_slow": c.number("beta_slow", 1.0)}
             more["truncate"] = c.flag("truncate", True)
             of, over = c.number("mscale", None, positive=False), c.number("mscale_all_dim", None, positive=False)
             gain = _mscale(factor, of) / _mscale(factor, over) if of and over else _mscale(factor, 1.0)
         case "longrope" | "su":  # "su": the name Phi-3 was released with
             kind, stretch = "longrope", c.number("factor", n_ctx / trained)
+            if trained == 1:
+                raise BadCheckpoint(f"{c.where}: longrope cannot stretch a context of 1 token")
             gain = math.sqrt(1 + math.log(stretch) / math.log(trained)) if stretch > 1 else 1.0
             for key in ("short_factor", "long_factor"):
                 factors = c.values(key, dim // 2, int, float)

@@ -158,7 +158,8 @@ def generate(
         prompt = prepare(checkpoint, prompt, max_tokens=max_tokens, overflow=overflow)
     shared = isinstance(prompt, Start)
     begin = prompt if isinstance(prompt, Start) else start(checkpoint, prompt, max_tokens=max_tokens, tape=tape)
-    if (room := begin.cache.capacity) < _capacity(checkpoint, n := len(begin.prompt.ids), max_tokens):
+    n, room = len(begin.prompt.ids), begin.cache.capacity
+    if room < _capacity(checkpoint, n, max_tokens):
         raise UsageError(f"this start has room for {room - n} tokens, and {max_tokens} are asked for")
     cache, logits = begin.cache.copy() if shared else begin.cache, begin.logits
     text = Text(checkpoint, begin.prompt, request)

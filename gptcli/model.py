@@ -300,6 +300,10 @@ class Decoder(nn.Module):
         """How far the rotary families turn what stands at these places, the last before `stop`; [B, 1] of rows."""
         return {rope: self._angles(rope, where, stop, cache) for rope in self.ropes}
 
+    def regimes(self, n_seen: int) -> tuple[int, ...]:
+        """With which rotary frequencies a text of so many tokens is computed; of some families that depends on it."""
+        return tuple(rope.regime(n_seen) for rope in self.ropes)
+
     def readout(self, x: Tensor) -> Tensor:
         """Vectors of the stream to scores: final norm, head, scale and cap. [..., C] -> [..., V]."""
         c = self.config

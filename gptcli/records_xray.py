@@ -261,6 +261,11 @@ class Scan:
         """The row from which on the answer stands there. Raises ValueError for a position whose cells were not read."""
         return self.depth[self.cells.positions.index(position)]
 
+    def n_same(self, other: Scan) -> int:
+        """How many tokens both texts begin with alike."""
+        pairs = zip(self.ids, other.ids, strict=False)
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self.ids), len(other.ids)))
+
     @property
     def n_answer(self) -> int:
         return len(self.ids) - self.n_prompt

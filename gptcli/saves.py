@@ -135,12 +135,13 @@ def publish(save: Path, out: Path) -> None:
             continue
         beside = out / f".{file.name}.tmp"
         beside.unlink(missing_ok=True)
-        try:
-            if file.suffix != ".safetensors":  # people edit the small files in place; the save is to stay as it is
-                raise OSError
-            os.link(file, beside)
-        except OSError:  # or a file system without hard links
+        if file.suffix != ".safetensors":  # people edit the small files in place; the save is to stay as it is
             shutil.copyfile(file, beside)
+        else:
+            try:
+                os.link(file, beside)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(file, beside)
         beside.replace(out / file.name)
         beside.unlink(missing_ok=True)  # of two names of one file a rename leaves both
     flush(out)

@@ -20,7 +20,7 @@ from gptcli.errors import CheckFailed, UsageError
 from gptcli.generation import generate
 from gptcli.ledger import Ledger, head_ledger, ledger, logits, refusal
 from gptcli.lens import BOUNDS, Lens, depth, disagreement, norms, read
-from gptcli.model import Decoder, Tape
+from gptcli.model import Tape
 from gptcli.records import Prompt, Step
 from gptcli.records_xray import Attention, Book, Cells, Check, Lengths, Roles, Scan
 from gptcli.sampling import Sampling
@@ -199,7 +199,7 @@ def _book(trace: Trace, book: Ledger, against_rival: bool, *, heads: bool) -> Bo
     split = [head_ledger(trace, i, book.direction) for i in range(trace.config.n_layer)] if heads else []
     n = min(N_SOURCES, trace.n_positions)
     # what was put there by an edit came from no token
-    came = [s.sources.masked_fill(trace.given(i)[..., None].to(s.sources.device), 0) for i, s in enumerate(split)]
+    came = [s.sources.masked_fill(trace.replaced(i)[..., None].to(s.sources.device), 0) for i, s in enumerate(split)]
     at = [sources.abs().topk(n, -1).indices for sources in came]  # [H, T, n]
     values = [sources.gather(-1, i) for sources, i in zip(came, at, strict=True)]
     return Book(
@@ -226,7 +226,7 @@ def _attention(trace: Trace) -> Attention:
         pattern = trace.pattern_of(i)
         gathered = pattern @ shared(trace.v[i], c.n_head).to(pattern.dtype)
         z = trace.z[i].to(pattern.dtype)
-        off = (gathered - z).abs().masked_fill(trace.given(i)[..., None].to(z.device), 0)
+        off = (gathered - z).abs().masked_fill(trace.replaced(i)[..., None].to(z.device), 0)
         errors.append(off.max() / z.abs().max().clamp(min=1e-30))
         patterns.append(pattern.half())
         sinks.append(sink_share(pattern))
@@ -256,12 +256,11 @@ def _check(
     decoder, trace, n = checkpoint.decoder, done.trace, len(done.prompt.ids)
     T = trace.n_positions
     # a text that outgrows its rotary frequencies was computed anew with others: so it is here
-    whole = n if _regimes(decoder, n) == _regimes(decoder, T) else T
+    whole = n if decoder.regimes(n) == decoder.regimes(T) else T
     true = decoder.stream(torch.tensor([done.ids[:whole]], device=checkpoint.device), None, edits)[0, :n]
     seen, bound = trace.states[-1, :n], BOUNDS[checkpoint.dtype]
-    row = (
-        2 * bound
-    )  # of few rows, whose largest score may be small: of 256 of SmolLM2's in bfloat16 one is off by 0.011
+    # of few rows, whose largest score may be small: of 256 of SmolLM2 in bfloat16 one is off by 0.011
+    row = 2 * bound
     apart = float((seen - true).abs().max() / true.abs().max().clamp(min=1e-30))
     at = torch.tensor([i for i in cells if i < n] or [n - 1], device=seen.device)
     off = disagreement(decoder, seen[at], true[at])
@@ -278,7 +277,7 @@ def _check(
     emitted = None
     if done.steps:
         said = torch.tensor([step.logprob for step in done.steps])
-        same = torch.tensor([_regimes(decoder, n + i) == _regimes(decoder, T) for i in range(len(said))])
+        same = torch.tensor([decoder.regimes(n + i) == decoder.regimes(T) for i in range(len(said))])
         largest = max(1.0, float(decoder.readout(true[-1]).abs().max()))
         emitted = float((read - said)[same].abs().max()) / largest
         if not emitted <= row:
@@ -309,11 +308,6 @@ def _check(
         n_tokenizer=tokenizer.size,
         n_head_rows=checkpoint.config.n_vocab,
     )
-
-
-def _regimes(decoder: Decoder, n_seen: int) -> list[int]:
-    """With which frequencies a text of so many tokens is computed."""
-    return [rope.regime(n_seen) for rope in decoder.ropes]
 
 
 def _name(dtype: torch.dtype) -> str:

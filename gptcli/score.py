@@ -83,7 +83,7 @@ def _together(checkpoint: Checkpoint, rows: list[list[int]]) -> dict[int, Tensor
     """Natural logarithms of the probabilities of each row's tokens but the first, [T - 1]."""
     decoder, alike, found = checkpoint.decoder, defaultdict[tuple[int, ...], list[int]](list), dict[int, Tensor]()
     for i, ids in enumerate(rows):  # rotary frequencies may depend on how long a text is
-        alike[tuple(rope.regime(len(ids)) for rope in decoder.ropes)].append(i)
+        alike[decoder.regimes(len(ids))].append(i)
     for group in alike.values():
         longest = max(len(rows[i]) for i in group)
         padded = torch.tensor([rows[i] + [0] * (longest - len(rows[i])) for i in group], device=checkpoint.device)

@@ -122,11 +122,11 @@ class Trace:
             self._joined[field] = joined
         return self._joined[field]
 
-    def given(self, layer: int) -> Tensor:
+    def replaced(self, layer: int) -> Tensor:
         """Which heads' outputs an edit has put there, instead of what they gathered. [H, T], bool, on the CPU."""
-        given = getattr(self.edits, "given", None)  # of tapes that do so
+        replaced = getattr(self.edits, "replaced", None)  # of tapes that do so
         nothing = torch.zeros(self.config.n_head, self.n_positions, dtype=torch.bool)
-        return given(layer, self.n_positions) if given else nothing
+        return replaced(layer, self.n_positions) if replaced else nothing
 
     def _check_keeps(self, field: str) -> None:
         if field in ("q", "k", "v", "z") and not self._keeps_heads:

@@ -106,7 +106,7 @@ class Edits:
                 mask[heads, look.position - first, key] = True
         return found
 
-    def given(self, layer: int, T: int) -> Tensor:
+    def replaced(self, layer: int, T: int) -> Tensor:
         """Whose output was put there, and not gathered from the tokens it looked at: [H, T], bool."""
         found = torch.zeros(self._config.n_head, T, dtype=torch.bool)
         for place in self._ablate:

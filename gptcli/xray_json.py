@@ -55,7 +55,7 @@ def difference_lines(a: Scan, b: Scan) -> Iterator[dict[str, Any]]:
     for name, scan in (("a", a), ("b", b)):
         own = {"edits": list(scan.edits), "n_prompt": scan.n_prompt, "n_tokens": len(scan.ids)}
         meta[name] = own | {"check": dataclasses.asdict(scan.check)}
-    same = n_same(a, b)
+    same = a.n_same(b)
     yield meta | {"n_same": same}
     for i in range(min(same, a.n_positions, b.n_positions)):
         frame: dict[str, Any] = {"type": "token", "position": i, **piece(a, a.ids[i])}
@@ -68,12 +68,6 @@ def difference_lines(a: Scan, b: Scan) -> Iterator[dict[str, Any]]:
             name for r, name in enumerate(a.cells.rows) if a.cells.ids.whole(r, i, 0) != b.cells.ids.whole(r, i, 0)
         ]
         yield frame | {"rows_differ": other}
-
-
-def n_same(a: Scan, b: Scan) -> int:
-    """How many tokens two texts begin with alike."""
-    pairs = zip(a.ids, b.ids, strict=False)
-    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a.ids), len(b.ids)))
 
 
 def piece(scan: Scan, id: int) -> dict[str, Any]:

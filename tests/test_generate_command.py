@@ -107,7 +107,7 @@ def test_a_pipe_gets_the_model_s_text_and_nothing_else(tiny_gpt2: Path) -> None:
 
 
 def test_a_random_seed_is_reported_and_gives_the_same_text_again(tiny_gpt2: Path) -> None:
-    m = ("generate", "hello", "-m", tiny_gpt2, "-n", "20")
+    m = ("generate", "hello", "-m", tiny_gpt2, "-n", "20", "--ignore-eos")
     first, other = gptcli(*m), quick(*m)
     word, seed = first.stderr.decode().removeprefix("gptcli: ").split()
     assert word == "seed" and quick(*m, "-s", seed).stdout == first.stdout != other.stdout
@@ -198,7 +198,7 @@ def test_a_word_that_looks_like_a_command_is_a_prompt_with_a_note(
 
 def test_a_misspelled_command_with_its_arguments_is_an_error_that_names_it() -> None:
     done = quick("trian", "stories.txt", "more.txt")
-    assert done.returncode == 2 and b"hint: did you mean gptcli train?" in done.stderr
+    assert done.returncode == 2 and complaint(done).endswith("hint: did you mean gptcli train?")
 
 
 def test_json_lines_can_be_read_along(tiny_gpt2: Path) -> None:

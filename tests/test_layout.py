@@ -132,9 +132,10 @@ def test_a_key_can_be_allowed_by_name(tmp_path: Path) -> None:
         ({"rope_type": "llama3", "factor": 8.0}, "'low_freq_factor' is missing"),
         ({"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0]}, "must hold|a list of"),
         ("linear", "an object"),
+        ({"type": ["linear"], "factor": 2.0}, "is not supported"),
         ({"type": "linear", "factor": 1e308}, "contexts that no tensor holds"),
-        ({"type": "yarn", "factor": 2.0, "rope_theta": 1.0}, "yarn cannot stretch 8 dimensions of base 1 "),
-        ({"type": "dynamic", "factor": 2.0, "partial_rotary_factor": 0.25}, "dynamic cannot stretch 2 dimensions"),
+        ({"type": "yarn", "factor": 2.0, "rope_theta": 1.0}, "yarn needs a base above 1"),
+        ({"type": "dynamic", "factor": 2.0, "partial_rotary_factor": 0.25}, "more than 2 rotary dimensions"),
         (
             {
                 "type": "longrope",
@@ -142,7 +143,7 @@ def test_a_key_can_be_allowed_by_name(tmp_path: Path) -> None:
                 "short_factor": [1.0] * 4,
                 "long_factor": [1.0] * 4,
             },
-            "longrope cannot stretch .* past 1 tokens",
+            "cannot stretch a context of 1 token",
         ),
     ],
 )

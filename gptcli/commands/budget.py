@@ -65,7 +65,7 @@ def budget(
     attention: o.Attention = None,
     window: o.Window = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-    color: o.Colour = None,
+    color: o.PlainColor = None,
     revision: o.Revision = None,
     allow_config: o.AllowConfig = None,
 ) -> None:  # fmt: skip

@@ -21,7 +21,7 @@ def diff(
         str | None, typer.Argument(metavar="B", show_default=False, help="Another of its shape, or an adapter for it.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, every parameter on its own.")] = False,
-    color: o.Colour = None,
+    color: o.PlainColor = None,
 ) -> None:
     """Show which numbers training moved: layers down, matrices across, each cell the change relative to what was there.
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def examples(
-    text: o.Given = None,
+    text: o.WholeText = None,
     file: o.File = None,
     model: o.Model = None,
     window: Annotated[
@@ -37,7 +37,7 @@ def examples(
         float, typer.Option("--learning-rate", "--lr", metavar="X", min=0.0, help="Of that step.")
     ] = 3e-4,
     as_json: Annotated[bool, typer.Option("--jsonl", "--json", help="One JSON object for each example.")] = False,
-    color: o.Colour = None,
+    color: o.PlainColor = None,
     revision: o.Revision = None,
 ) -> None:
     """Slide a window over a text and show every training example it gives: the features, and the correct next token.

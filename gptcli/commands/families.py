@@ -18,7 +18,7 @@ def families(
         str | None, typer.Argument(metavar="[FAMILY]", show_default=False, help="Only this one, name by name.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole table as one JSON object.")] = False,
-    color: o.Colour = None,
+    color: o.PlainColor = None,
 ) -> None:
     """List the families of decoders that run here, and how each spells its tensors: a Rosetta stone."""
     from gptcli.families import FAMILIES, REFUSED

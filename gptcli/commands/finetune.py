@@ -104,7 +104,7 @@ def finetune(
     save_every: o.SaveEvery = None,
     validate_every: o.ValidateEvery = None,
     quiet: o.Quiet = None,
-    color: o.Colour = None,
+    color: o.PlainColor = None,
 ) -> None:
     """Train a model further, so that it is better at one thing: on a text, or on prompts and their completions.
 

@@ -40,6 +40,11 @@ class Asked:
     micro_batch: int | None = None
     compiled: bool | None = None
 
+    def __post_init__(self) -> None:
+        rate = self.learning_rate
+        if rate is not None and not 0 < rate < math.inf:
+            raise UsageError(f"--learning-rate must be a number above 0, not {rate:g}")
+
     def n_tokens(self, batch_tokens: int, n_ctx: int) -> int | None:
         """How long to train, if that was said."""
         if self.tokens is not None and self.steps is not None:

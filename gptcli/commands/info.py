@@ -22,7 +22,7 @@ def info(
     ] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor and what it fills.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, tensors included.")] = False,
-    color: o.Colour = None,
+    color: o.PlainColor = None,
     revision: o.Revision = None,
     allow_config: o.AllowConfig = None,
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -26,20 +26,13 @@ def merge(
     if model is None or adapter is None or out is None:
         raise UsageError("a model, an adapter and a place are needed", hint="gptcli merge MODEL ADAPTER --out DIR")
     from gptcli.checkpoint import load, save
-    from gptcli.folder import read_object
+    from gptcli.layout import generation_config
     from gptcli.lora import apply
     from gptcli.model_choice import adapter_folder
-    from gptcli.saves import replace_text
-    from gptcli.settings import GENERATION_CONFIG
 
-    checkpoint = load(model, device="cpu", dtype=dtype or "auto")
-    folder = adapter_folder(adapter)
+    checkpoint, folder = load(model, device="cpu", dtype=dtype or "auto"), adapter_folder(adapter)
     n = apply(checkpoint, folder)
-    save(checkpoint, Path(out))
-    wishes = [place / GENERATION_CONFIG for place in (Path(out), folder)]  # how it asks to be run; the adapter's win
-    values = [read_object(file) for file in wishes if file.is_file()]
-    if values:
-        merged = {key: value for each in values for key, value in each.items()}
-        replace_text(Path(out) / GENERATION_CONFIG, json.dumps(merged, indent=2) + "\n")
+    wishes = checkpoint.generation_config | generation_config(folder)  # how the adapter asks to be run
+    save(dataclasses.replace(checkpoint, generation_config=wishes), Path(out))
     if not quiet:
         say(f"gptcli: {n:,} numbers of {adapter} are part of {out} now")

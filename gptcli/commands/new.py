@@ -48,7 +48,7 @@ def new(
     window: o.Window = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     quiet: o.Quiet = None,
-    color: o.Colour = None,
+    color: o.PlainColor = None,
 ) -> None:  # fmt: skip
     """Build a decoder that has learned nothing yet: one of GPT-3's sizes, or an untrained twin of any checkpoint.
 

@@ -69,7 +69,7 @@ Quantize = Annotated[
 Text = Annotated[
     str | None, typer.Argument(metavar="[PROMPT]", show_default=False, help="Text to go on from; - for stdin.")
 ]
-Given = Annotated[
+WholeText = Annotated[
     str | None, typer.Argument(metavar="[TEXT]", show_default=False, help="The text, as it is; - for stdin.")
 ]
 PromptFlag = Annotated[
@@ -240,10 +240,10 @@ Color = Annotated[
     ),
 ]  # fmt: skip
 
-Colour = Annotated[
+PlainColor = Annotated[
     str | None,
     typer.Option("--color", metavar="WHEN", rich_help_panel=OUTPUT, help="auto, always or never. \\[auto]"),
-]  # where there are no tokens to be tinted
+]
 
 Xray = Annotated[
     bool,

@@ -35,7 +35,7 @@ def params(
     attention: o.Attention = None,
     window: o.Window = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, every matrix included.")] = False,
-    color: o.Colour = None,
+    color: o.PlainColor = None,
     revision: o.Revision = None,
     allow_config: o.AllowConfig = None,
 ) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def score(
-    text: o.Given = None,
+    text: o.WholeText = None,
     file: o.File = None,
     model: o.Model = None,
     adapter: o.Adapter = None,

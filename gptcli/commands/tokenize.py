@@ -21,7 +21,7 @@ def tokenize(
     model: o.Model = None,
     ids: Annotated[bool, typer.Option("--ids", help="Only the ids, on one line.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-    color: o.Colour = None,
+    color: o.PlainColor = None,
     keep_newline: o.KeepNewline = False,
     escape: o.Escape = False,
     bos: o.Bos = None,

@@ -47,7 +47,7 @@ def tour(
         bool, typer.Option("--plain", help="All pages one after another, without colour or keys.")
     ] = False,
     lang: Annotated[str, typer.Option("--lang", metavar="NAME", help="en or ru.")] = "en",
-    color: o.Colour = None,
+    color: o.PlainColor = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
     revision: o.Revision = None,

@@ -74,7 +74,7 @@ def train(
     save_every: o.SaveEvery = None,
     validate_every: o.ValidateEvery = None,
     quiet: o.Quiet = None,
-    color: o.Colour = None,
+    color: o.PlainColor = None,
 ) -> None:
     """Train a tokenizer and a decoder from text, in GPT-3's layout: `gptcli generate -m DIR` runs the result.
 

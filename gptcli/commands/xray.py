@@ -111,7 +111,7 @@ def xray(
     top_p: o.TopP = None,
     min_p: o.MinP = None,
     seed: o.XraySeed = None,
-    color: o.Colour = None,
+    color: o.PlainColor = None,
     bos: o.Bos = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
@@ -142,9 +142,9 @@ def xray(
     ):
         hint = f"leave out {whole[0]}, or --ablate and --patch"
         raise UsageError(f"{whole[0]} is of the model as it is, and not of one with parts switched off", hint=hint)
-    if wanted and not views and token is None:
+    chosen = bool(views) or sub or any(n is not None for n in (token, at, every))
+    if wanted and not chosen:
         views = ["what_if"]
-    chosen = bool(views) or token is not None
     views = views or (["track"] if token is not None else ["grid"])
     settings = settle(flags)
     output = Output()

@@ -16,36 +16,16 @@ from gptcli.render.check import footer
 SINK = "⊥"
 
 
-class Overview:
-    """Heads across, layers up: the position each looks at most, without the sink."""
-
-    def __init__(self, scan: Scan, attention: Attention, position: int, rows: list[int], *, colour: bool) -> None:
-        self._scan, self._found, self._position = scan, attention, position
-        self._colour, self._rows = colour, rows
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        scan = self._scan
-        room = max(1, (options.max_width - 6) // 13)
-        for start in range(0, scan.n_head, room):
-            heads = range(start, min(scan.n_head, start + room))
-            yield Text("      " + "".join(f"H{h}".ljust(13) for h in heads), "dim")
-            for i in reversed(self._rows):
-                line = Text(f"{f'L{i}':>5} ", "dim")
-                for h in heads:
-                    line.append_text(self._cell(i, h))
-                    line.append(" ")
-                yield line
-
-    def _cell(self, layer: int, head: int) -> Text:
-        row = self._found.patterns.row(layer, head, self._position)
-        at = max(range(1, self._position + 1), key=lambda j: row[j], default=0)
-        if at == 0 or row[0] > 0.5:
-            return Text(fit(f" {SINK} {probability(row[0])}", 12), "dim")
-        share = row[at]
-        name = label(self._scan, self._scan.ids[at])
-        if not self._colour:
-            return Text(f"{fit(name, 6)} {probability(share)}{level(share)}")
-        return Text(f"{fit(name, 7)} {probability(share)}", shaded(share))
+def _best(scan: Scan, found: Attention, position: int, layer: int, head: int, *, colour: bool) -> Text:
+    """The position that a head looks at most, without the sink; 12 columns."""
+    row = found.patterns.row(layer, head, position)
+    at = max(range(1, position + 1), key=lambda j: row[j], default=0)
+    if at == 0 or row[0] > 0.5:
+        return Text(fit(f" {SINK} {probability(row[0])}", 12), "dim")
+    share, name = row[at], label(scan, scan.ids[at])
+    if not colour:
+        return Text(f"{fit(name, 6)} {probability(share)}{level(share)}")
+    return Text(f"{fit(name, 7)} {probability(share)}", shaded(share))
 
 
 class Pattern:
@@ -111,8 +91,8 @@ def draw(
         )
         rest = f"{SINK} more than half on position 0, where heads rest"
         notes = Flow([scale, rest, "others: the best besides it"])
-        rows = layers_shown(scan.n_layer, most_rows, every)
-        view = Overview(scan, found, position, rows, colour=colour)
+        heads, rows = [f"H{h}" for h in range(scan.n_head)], layers_shown(scan.n_layer, most_rows, every)
+        view = Blocks(heads, rows, lambda i, h: _best(scan, found, position, i, h, colour=colour), width=12)
         return Group(title, view, notes, footer(scan, check))
     layer, h = head
     row = found.patterns.row(layer, h, position)

@@ -12,12 +12,11 @@ from gptcli.render import theme
 from gptcli.render.cell import Columns, Flow, fit, label, probability, signed
 from gptcli.render.check import footer
 from gptcli.render.safe import one_line
-from gptcli.xray_json import n_same
 
 
 def draw(a: Scan, b: Scan, names: tuple[str, str], *, colour: bool) -> RenderableType:
     """Positions are compared as far as both texts hold the same tokens; what follows is said, not compared."""
-    same = n_same(a, b)
+    same = a.n_same(b)
     shown = min(same, a.n_positions, b.n_positions)
     first, second = (one_line(name) for name in names)
     heads = (f"A {first}", f"B {second}")
