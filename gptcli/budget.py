@@ -100,7 +100,7 @@ def budget(
     """What training it would take. n_tokens: None for GPT-3's own 300 billion, or 20 a parameter for all others."""
     c = found.config
     row = found.named.row if found.named else None
-    n, context = c.n_params(), min(n_context or c.n_ctx, c.n_ctx)
+    n, context = c.n_params(), n_context or c.n_ctx
     if n_tokens is not None:
         why = "as you say"
     elif row:

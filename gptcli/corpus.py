@@ -79,13 +79,21 @@ def documents(files: Iterable[str]) -> Iterator[str]:
         yield from filter(None, (document.strip("\r\n ") for document in read))
 
 
-def keep_stdin(files: Sequence[str], folder: Path) -> list[str]:
-    """The same files, with what comes from standard input written down: a corpus is read more than once."""
+def keep_stdin(files: Sequence[str], folder: Path, field: str = "text") -> list[str]:
+    """The same files, with what comes from standard input written down: a corpus is read more than once.
+
+    It is taken for .jsonl if its first line is an object that has a "text", or the field of that name.
+    """
     if "-" not in files:
         return list(files)
     kept = folder / "stdin.txt"
     with kept.open("wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
+    try:
+        if {"text", field} & {*next(rows(str(kept)), (0, {}))[1]}:
+            kept = kept.rename(kept.with_suffix(".jsonl"))
+    except GptcliError:  # its first line is no object
+        pass
     return [str(kept) if name == "-" else name for name in files]
 
 

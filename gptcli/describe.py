@@ -18,7 +18,7 @@ def card(layout: Layout, *, n_context: int | None = None) -> Card:
                fills=tuple(part.name for part in p.parts))
         for p in layout.placements
     )  # fmt: skip
-    context = min(n_context or c.n_ctx, c.n_ctx)
+    context = n_context or c.n_ctx
     return Card(
         name=layout.source.folder.resolve().name if Path(layout.source.name).exists() else layout.source.name,
         folder=str(layout.source.folder),

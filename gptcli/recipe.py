@@ -74,12 +74,17 @@ class Recipe:
         return self.first(step) * self.n_ctx
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, by the tokens that will have been seen at its end."""
-        return self.learning_rate * self._share(self.n_tokens(step + 1))
+        """The learning rate of a step.
 
-    def _share(self, n: int) -> float:
-        if n < self.warmup_tokens:
-            return n / self.warmup_tokens
+        It rises by the tokens that will have been seen at its end and falls by those seen before it: a first or last
+        step at a rate of 0 would be shown for nothing.
+        """
+        seen = self.n_tokens(step + 1)
+        risen = seen / self.warmup_tokens if seen < self.warmup_tokens else self._fallen(self.n_tokens(step))
+        return self.learning_rate * risen
+
+    def _fallen(self, n: int) -> float:
+        """Which share of the highest rate is left after `n` tokens."""
         if self.schedule == "constant":
             return 1.0
         start, stop = self.warmup_tokens, self.decay_tokens

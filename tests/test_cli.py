@@ -329,6 +329,8 @@ def test_info_says_what_a_checkpoint_is(tiny_gpt2: Path) -> None:
     plain = quick("info", tiny_gpt2, "--context", "10", "--tensors").stdout.decode()
     assert f"{card['n_params']:,} parameters" in plain and "at 10 tokens" in plain and "h.1.mlp.c_proj.weight" in plain
     assert quick("inspect", tiny_gpt2).stdout == quick("info", tiny_gpt2).stdout
+    for context, says in (("65", "more than the 64 tokens"), ("0", "--context")):
+        assert says in complaint(quick("info", tiny_gpt2, "--context", context))
 
 
 def test_tokenize_shows_ids_and_pieces(tiny_gpt2: Path) -> None:

@@ -308,6 +308,21 @@ def test_standard_input_is_a_corpus_too(corpus: Path, tmp_path: Path) -> None:
     assert gptcli("train", "--resume", "--out", tmp_path / "m", "--steps", "3").returncode == 0
 
 
+def test_json_lines_on_stdin_are_read_as_such(corpus: Path, trained: Path, pairs: Path, tmp_path: Path) -> None:
+    texts = corpus.read_text().split("<|endoftext|>")
+    lines = "".join(json.dumps({"text": text, "id": i}) + "\n" for i, text in enumerate(texts)).encode()
+    for name, data in (("t", corpus.read_bytes()), ("j", lines)):
+        assert quick("train", "-", "--out", tmp_path / name, *SMALL, "--steps", "1", stdin=data).returncode == 0
+    kept = [(tmp_path / name / "run" / "tokens.bin").read_bytes() for name in "tj"]
+    assert kept[0] == kept[1]
+    words = ("--out", tmp_path / "p", "--lora", "2", "--steps", "1")
+    assert quick("finetune", trained, "-", *words, stdin=pairs.read_bytes()).returncode == 0
+    shown = (tmp_path / "p" / "run" / "train.jsonl").read_text()
+    assert shown and shown.splitlines() == pairs.read_text().splitlines()[: shown.count("\n")]
+    mixed = quick("finetune", trained, "-", corpus, "--out", tmp_path / "m", "--steps", "1", stdin=pairs.read_bytes())
+    assert mixed.returncode == 2 and b"some files hold pairs and others text" in mixed.stderr
+
+
 def test_a_tokenizer_that_is_there_is_used(trained: Path, corpus: Path, tmp_path: Path) -> None:
     done = quick("train", corpus, "--out", tmp_path / "m", *SMALL, "--tokenizer", trained)
     assert done.returncode == 2 and b"--vocab is for a new tokenizer" in done.stderr
@@ -433,18 +448,30 @@ def test_a_text_can_be_tuned_on_too(trained: Path, tmp_path: Path) -> None:
 
 
 def test_a_tuning_can_be_made_longer_and_told_to_end(trained: Path, corpus: Path, tmp_path: Path) -> None:
-    """At a constant rate for as long as one likes, then down to zero over the last fifth."""
+    """At a constant rate for as long as one likes, then down towards zero over the last fifth."""
     out = tmp_path / "m"
     done = quick("finetune", trained, corpus, "--out", out, "--steps", "4", "--schedule", "constant", "--lr", "1e-3")
     assert done.returncode == 0, done.stderr.decode()
     done = quick("finetune", "--resume", "--out", out, "--steps", "10", "--schedule", "wsd")
     assert done.returncode == 0, done.stderr.decode()
     rates = [json.loads(line)["learning_rate"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert rates[4:8] == pytest.approx([1e-3] * 4) and rates[8:] == pytest.approx([5e-4, 0.0])
+    assert rates[4:8] == pytest.approx([1e-3] * 4) and rates[8:] == pytest.approx([1e-3, 5e-4])
     kept = json.loads((out / "run" / "recipe.json").read_text())
     assert kept["recipe"]["n_steps"] == 10 and kept["recipe"]["weight_decay"] == 0.1
     refused = quick("finetune", "--resume", "--out", out, "--optimizer", "muon")
     assert refused.returncode == 2 and b"its state is of no use to muon" in refused.stderr
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_pairs_that_are_too_long_are_left_out_and_told_of(
+    trained: Path, pairs: Path, tmp_path: Path, quiet: bool
+) -> None:
+    (tmp_path / "more.jsonl").write_text(json.dumps({"prompt": "the cat", "completion": " sat" * 40}))
+    words = ("--out", tmp_path / "a", "--lora", "2", "--steps", "1", "--validation-share", "0")
+    done = quick("finetune", trained, pairs, tmp_path / "more.jsonl", *words, *(["-q"] if quiet else []))
+    assert done.returncode == 0 and (b"1 of 459 pairs are longer than the context" in done.stderr) is not quiet
+    assert (done.stderr == b"") is quiet
+    assert "sat sat" not in (tmp_path / "a" / "run" / "train.jsonl").read_text()
 
 
 def test_finetune_refuses_with_clear_words(trained: Path, corpus: Path, pairs: Path, tmp_path: Path) -> None:

@@ -116,6 +116,14 @@ def test_heads_that_have_a_role_are_called_by_it(found: Scan) -> None:
         assert "induction" not in drawn
 
 
+@pytest.mark.parametrize("width", [36, 50, 60, 80, 120])
+@pytest.mark.parametrize("view", [track, lengths])
+def test_a_column_is_explained_where_it_is_shown(found: Scan, view: Any, width: int) -> None:
+    drawn = theme.drawn(view.draw(found, 5, colour=False), colour=False, width=width)
+    heading = next(line for line in drawn.splitlines() if "|attn|/|x|" in line or "wrote" in line)
+    assert ("cos: of a write" in drawn) == (" cos " in f"{heading} ")
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
 @pytest.mark.parametrize("cursor", [None, 0, 9, 25])
 def test_only_the_columns_that_are_shown_are_read(tiny_gpt2: Path, width: int, cursor: int | None) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.commands import options as o
+from gptcli.commands.given import refuse_context
 from gptcli.errors import UsageError
 from gptcli.render import theme
 from gptcli.render.output import Output
@@ -97,6 +98,7 @@ def budget(
         revision=revision,
         allow=allow_config or (),
     )
+    refuse_context(context, found.config.n_ctx, found.title)
     machine: Machine | None = None
     if measure:
         from gptcli.checkpoint import pick_device

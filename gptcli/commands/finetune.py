@@ -13,7 +13,7 @@ import typer
 
 from gptcli.commands import options as o
 from gptcli.commands.fitting import Asked, Watch, asked_recipe, changed, empty_out, fit, manner, published
-from gptcli.commands.given import refuse_given
+from gptcli.commands.given import refuse_context, refuse_given
 from gptcli.errors import BadCheckpoint, GptcliError, UsageError
 from gptcli.pairs import FIELDS, Pair, are_pairs, read_pairs
 from gptcli.recipe import Recipe, scaled
@@ -149,13 +149,10 @@ def finetune(
 
     names = _fields(fields)
     files, held_out, out = find(data), find_held_out(validation or ()), empty_out(out)
-    kinds = {are_pairs(name, names) for name in (*files, *held_out) if name != "-"}
-    if len(kinds) > 1:
-        raise UsageError("some files hold pairs and others text", hint="give one kind")
+    _hold_pairs([name for name in (*files, *held_out) if name != "-"], names)
     run = _Plan(
         model=model,
         name=model,
-        pairs=kinds == {True},
         lora=lora,
         alpha=lora_alpha,
         targets=tuple(filter(None, lora_targets.split(","))) if lora_targets else None,
@@ -163,7 +160,7 @@ def finetune(
     _run(
         _prepared(
             run, out, files, held_out, names, asked, where,
-            share=validation_share, epochs=epochs, batch=batch, n_ctx=n_ctx, seed=seed,
+            share=validation_share, epochs=epochs, batch=batch, n_ctx=n_ctx, seed=seed, quiet=watch.quiet,
         ),
         out, where, watch,
     )  # fmt: skip
@@ -175,7 +172,7 @@ class _Plan:
 
     model: str  # where it is
     name: str  # as it was asked for
-    pairs: bool
+    pairs: bool = False  # told when the data is read
     lora: int | None = None
     alpha: float | None = None
     targets: tuple[str, ...] | None = None
@@ -189,6 +186,14 @@ class _Plan:
             return None
         alpha = 2.0 * self.lora if self.alpha is None else self.alpha
         return Rank(r=self.lora, alpha=alpha, targets=self.targets or targets_of(FAMILIES[checkpoint.family]))
+
+
+def _hold_pairs(files: list[str], fields: tuple[str, str]) -> bool:
+    """Whether these files hold pairs. Raises UsageError if some do and others do not."""
+    kinds = {are_pairs(name, fields) for name in files}
+    if len(kinds) > 1:
+        raise UsageError("some files hold pairs and others text", hint="give one kind")
+    return kinds == {True}
 
 
 def _fields(text: str) -> tuple[str, str]:
@@ -212,6 +217,7 @@ def _prepared(
     batch: int,
     n_ctx: int | None,
     seed: int,
+    quiet: bool,
 ) -> _Plan:
     """Writes run/: the data as it will be shown, the tokenizer, recipe.json last."""
     from gptcli import corpus
@@ -228,19 +234,20 @@ def _prepared(
     if (rank := plan.rank(checkpoint)) is not None:
         places(checkpoint, rank.targets)  # raises for a name that does not exist
     most, run = checkpoint.config.n_ctx, out / "run"
-    if n_ctx and n_ctx > most:
-        raise UsageError(f"--context {n_ctx} is more than the {most} tokens that {plan.name} reads")
+    refuse_context(n_ctx, most, plan.name)
     try:
         shutil.rmtree(run, ignore_errors=True)  # of a run that never began
         run.mkdir(parents=True)
         for name in COMPANIONS:
             if (layout.source.folder / name).is_file():
                 shutil.copyfile(layout.source.folder / name, run / name)
+        texts = corpus.keep_stdin(files, run, fields[0])
+        plan = dataclasses.replace(plan, pairs=_hold_pairs([*texts, *held_out], fields))
         if plan.pairs:
-            pairs, other = read_pairs(files, fields), read_pairs(held_out, fields) if held_out else []
+            pairs, other = read_pairs(texts, fields), read_pairs(held_out, fields) if held_out else []
             if not other and (n := int(len(pairs) * share)):
                 pairs, other = pairs[:-n], pairs[-n:]
-            kept = [_fitting(checkpoint, part, most) for part in (pairs, other)]
+            kept = [_fitting(checkpoint, part, most, quiet=quiet) for part in (pairs, other)]
             if not kept[0]:
                 raise GptcliError(f"no pair is as short as the model's context of {most} tokens")
             for name, part in zip(("train", "validation"), kept, strict=True):
@@ -249,7 +256,6 @@ def _prepared(
             length = max(len(e.ids) for _, e in kept[0])
             n_tokens = round(epochs * len(kept[0])) * length
         else:
-            texts = corpus.keep_stdin(files, run)
             tokens = corpus.write_tokens(
                 corpus.documents(texts), corpus.documents(held_out), run,
                 encode=lambda part: list(map(checkpoint.tokenizer.encode, part)),
@@ -281,13 +287,13 @@ def _prepared(
     return plan
 
 
-def _fitting(checkpoint: Checkpoint, pairs: list[Pair], most: int) -> list[tuple[Pair, Encoded]]:
-    """The pairs that fit into the context, and a word about those that do not."""
+def _fitting(checkpoint: Checkpoint, pairs: list[Pair], most: int, *, quiet: bool) -> list[tuple[Pair, Encoded]]:
+    """The pairs that fit into the context, and unless `quiet` a word about those that do not."""
     from gptcli.data import encode_pairs
 
     encoded = encode_pairs(pairs, checkpoint.tokenizer, end_id=_end(checkpoint), start_id=checkpoint.start_id)
     kept = [(p, e) for p, e in zip(pairs, encoded, strict=True) if len(e.ids) <= most + 1]
-    if len(kept) < len(pairs):
+    if len(kept) < len(pairs) and not quiet:
         say(f"gptcli: note: {len(pairs) - len(kept)} of {len(pairs)} pairs are longer than the context and left out")
     return kept
 

@@ -1,4 +1,4 @@
-"""What was really typed: options that would do nothing are refused, not ignored."""
+"""What was really typed: options that would do nothing, or less than they say, are refused and not ignored."""
 
 from __future__ import annotations
 
@@ -16,3 +16,9 @@ def refuse_given(ctx: typer.Context, names: Sequence[str], why: str) -> None:
         if parameter.name in names and source is not None and source.name == "COMMANDLINE":
             said = "a prompt" if parameter.name == "prompt" else max(parameter.opts, key=len)
             raise UsageError(f"{why}, and {said} changes nothing there", hint=f"leave out {said}")
+
+
+def refuse_context(n_context: int | None, n_ctx: int, name: str) -> None:
+    """Raises UsageError for a --context of more tokens than the model can look back on."""
+    if n_context is not None and n_context > n_ctx:
+        raise UsageError(f"--context {n_context} is more than the {n_ctx} tokens that {name} reads")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from gptcli.commands import options as o
+from gptcli.commands.given import refuse_context
 from gptcli.errors import UsageError
 from gptcli.render import theme
 from gptcli.render.output import Output
@@ -18,7 +19,7 @@ def info(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", show_default=False, help="As for --model.")] = None,
     model_option: o.Model = None,
     context: Annotated[
-        int | None, typer.Option("--context", metavar="N", help="Memory for N tokens. \\[all it has]")
+        int | None, typer.Option("--context", metavar="N", min=1, help="Memory for N tokens. \\[all it has]")
     ] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor and what it fills.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, tensors included.")] = False,
@@ -31,13 +32,14 @@ def info(
     from gptcli.layout import look
     from gptcli.model_choice import chosen_model
 
-    if context is not None and context < 1:
-        raise UsageError(f"--context must be 1 or more, not {context}")
     if model is not None and model_option is not None:
         raise UsageError("the model is given twice, as an argument and with --model", hint="leave one out")
     settings = settle({"model": model or model_option, "color": color})
     output = Output()
-    found = card(look(chosen_model(settings), revision=revision, allow=allow_config or ()), n_context=context)
+    name = chosen_model(settings)
+    layout = look(name, revision=revision, allow=allow_config or ())
+    refuse_context(context, layout.config.n_ctx, name)
+    found = card(layout, n_context=context)
     if as_json:
         output.json(dataclasses.asdict(found))
         return

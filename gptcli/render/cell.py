@@ -162,17 +162,30 @@ class Columns:
         row = [Text(cell) if isinstance(cell, str) else cell for cell in cells]
         self._rows.append(row + [Text()] * (len(self._named) - len(row)))
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def shown(self, width: int) -> list[str]:
+        """What the columns are called for which there is room."""
+        return [self._named[i][0] for i in self._kept(self._widths(), width)]
+
+    def _widths(self) -> list[int]:
         names = [name if self._header else "" for name, _ in self._named]
-        widths = [max([cell_len(name), *(row[i].cell_len for row in self._rows)]) for i, name in enumerate(names)]
-        kept = list(range(len(names)))
+        return [max([cell_len(name), *(row[i].cell_len for row in self._rows)]) for i, name in enumerate(names)]
+
+    def _kept(self, widths: Sequence[int], width: int) -> list[int]:
+        kept = list(range(len(widths)))
         for column in self._spare:
-            if sum(widths[i] + 2 for i in kept) - 2 > options.max_width:
+            if sum(widths[i] + 2 for i in kept) - 2 > width:
                 kept.remove(column)
+        return kept
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        widths = self._widths()
+        kept = self._kept(widths, options.max_width)
         table = Grid(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=self._header, header_style="dim")
         for i in kept:  # if it is too wide still, the last column is cut
             least = None if i == kept[-1] else widths[i]
-            table.add_column(names[i], justify=self._named[i][1], no_wrap=True, min_width=least, overflow="ellipsis")
+            table.add_column(
+                self._named[i][0], justify=self._named[i][1], no_wrap=True, min_width=least, overflow="ellipsis"
+            )
         for row in self._rows:
             table.add_row(*(row[i] for i in kept))
         yield table
@@ -246,6 +259,18 @@ class Flow:
             line.append_text(item)
             empty = False
         yield line
+
+
+class Legend:
+    """What the columns of a table mean, those for which there is room."""
+
+    def __init__(self, table: Columns, notes: Sequence[tuple[str, str]]) -> None:
+        """notes: a column and what is said of it; what is said of none is always said."""
+        self._table, self._notes = table, notes
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shown = {"", *self._table.shown(options.max_width)}
+        yield Flow([note for column, note in self._notes if column in shown])
 
 
 def vector(numbers: Sequence[float], width: int, *, colour: bool) -> Text:

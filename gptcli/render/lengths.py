@@ -8,7 +8,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.text import Text
 
 from gptcli.records_xray import Scan
-from gptcli.render.cell import Columns, Flow, bar, fit, label, layers_shown, level, shaded, signed, window
+from gptcli.render.cell import Columns, Legend, bar, fit, label, layers_shown, level, shaded, signed, window
 from gptcli.render.check import footer
 
 
@@ -74,11 +74,14 @@ def draw(
             f"{a:.2f}", Text(bar(a / most, 8)), signed(n.attn_cos.number(i, position)),
             f"{m:.2f}", Text(bar(m / most, 8)), signed(n.mlp_cos.number(i, position)),
         )  # fmt: skip
-    notes = ["|x|: length of the vector that enters", "cos: of a write to what it is added to; below 0 it takes away"]
+    notes = [
+        ("|x|", "|x|: length of the vector that enters"),
+        ("cos", "cos: of a write to what it is added to; below 0 it takes away"),
+    ]
     if scan.n_positions > 1:
-        notes.append("⊥ position 0, outside the scale")
+        notes.append(("", "⊥ position 0, outside the scale"))
     title = Text.assemble(("how long the vectors are ", "bold"), ("(Euclidean norm, colours by its logarithm)", "dim"))
     second = Text.assemble(("\nwhat is written at ", "bold"))
     second.append(f"{label(scan, scan.ids[position])}, position {position}", "dim")
     view = Map(scan, cursor=cursor, colour=colour, most_rows=most_rows, every=every)
-    return Group(title, view, second, table, Flow(notes), footer(scan))
+    return Group(title, view, second, table, Legend(table, notes), footer(scan))

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from gptcli.records_xray import Cells, Scan
 from gptcli.render import theme
-from gptcli.render.cell import Columns, Flow, bar, believed, chip, fit, label, probability, signed, smooth, vector
+from gptcli.render.cell import Columns, Legend, bar, believed, chip, fit, label, probability, signed, smooth, vector
 from gptcli.render.check import footer
 from gptcli.tables import Table
 
@@ -47,18 +47,18 @@ def draw(scan: Scan, position: int, *, colour: bool, light: bool = False) -> Ren
         row(f"L{i}", "attention", _write(lengths.attn, lengths.attn_cos, i, position), middle, i)
         row("", "mlp", _write(lengths.mlp, lengths.mlp_cos, i, position), scan.cells, i + 1)
     notes = [
-        "cos: of a write to what it is added to; below 0 it takes away",
-        f"rank of {scan.check.n_head_rows} tokens",
+        ("cos", "cos: of a write to what it is added to; below 0 it takes away"),
+        ("rank", f"rank of {scan.check.n_head_rows} tokens"),
     ]
     if scan.parallel:
-        notes.append("attention and mlp add at the same time")
+        notes.append(("", "attention and mlp add at the same time"))
     first = Text.assemble("  ", (label(scan, scan.ids[position]), "bold"), (" → vector ", "dim"))
     first.append_text(vector(scan.vectors.row(0, position), 32, colour=colour))
     first.append(f" … {scan.d_model} numbers", "dim")
     last = Text.assemble((" vector ", "dim"), vector(scan.vectors.row(1, position), 32, colour=colour))
     last.append(" → scores", "dim")
     scores = _scores(scan, position, colour=colour)
-    return Group(_title(scan, position, colour=colour), first, table, last, *scores, Flow(notes), footer(scan))
+    return Group(_title(scan, position, colour=colour), first, table, last, *scores, Legend(table, notes), footer(scan))
 
 
 def _write(length: Table, cos: Table, layer: int, position: int) -> tuple[float, float]:
