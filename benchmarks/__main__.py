@@ -1,4 +1,4 @@
-"""python -m benchmarks NAME [MODEL] ..."""
+"""python -m benchmarks [NAME] [MODEL] ..."""
 
 from __future__ import annotations
 
@@ -6,16 +6,11 @@ import argparse
 
 import benchmarks
 from benchmarks import batch, decode, lookup, quality, scaling, start, train, xray
+from benchmarks.machine import heading
 from gptcli.errors import GptcliError
 from gptcli.folder import shipped
 
-BENCHMARKS = {
-    "decode": decode.run,
-    "lookup": lookup.run,
-    "start": start.run,
-    "train": train.run,
-    "xray": xray.run,
-}
+NAMES = ("start", "decode", "batch", "lookup", "xray", "train", "scaling", "quality")
 
 
 def main() -> None:
@@ -24,7 +19,7 @@ def main() -> None:
         description=benchmarks.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=sorted((*BENCHMARKS, "batch", "quality", "scaling")))
+    parser.add_argument("name", nargs="?", choices=("all", *NAMES), default="all")
     parser.add_argument("model", nargs="?", default=str(shipped()), help="a checkpoint folder, or for train a size")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each, interleaved")
     parser.add_argument("--dtype", help="for scaling and batch: bfloat16 or float32")
@@ -32,23 +27,36 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.name == "quality" and not arguments.text:
         parser.error("quality needs --text FILE")
+    print(heading(), flush=True)
     try:
-        _run(arguments)
+        for name in NAMES if arguments.name == "all" else (arguments.name,):
+            print(f"\n{name}", flush=True)
+            _run(name, arguments)
     except GptcliError as error:
         parser.exit(error.exit_code, f"{parser.prog}: error: {error.message}\n")
 
 
-def _run(arguments: argparse.Namespace) -> None:
-    if arguments.name == "train" and arguments.model == str(shipped()):
-        arguments.model = "mini"
-    if arguments.name == "scaling":
-        scaling.run(rounds=arguments.rounds, dtype=arguments.dtype or "bfloat16")
-    elif arguments.name == "batch":
-        batch.run(arguments.model, rounds=arguments.rounds, dtype=arguments.dtype or "float32")
-    elif arguments.name == "quality":
-        quality.run(arguments.model, text=arguments.text)
-    else:
-        BENCHMARKS[arguments.name](arguments.model, rounds=arguments.rounds)
+def _run(name: str, arguments: argparse.Namespace) -> None:
+    model, rounds = arguments.model, arguments.rounds
+    match name:
+        case "start":
+            start.run(model, rounds=rounds)
+        case "decode":
+            decode.run(model, rounds=rounds)
+        case "batch":
+            batch.run(model, rounds=rounds, dtype=arguments.dtype or "float32")
+        case "lookup":
+            lookup.run(model, rounds=rounds)
+        case "xray":
+            xray.run(model, rounds=rounds)
+        case "train":  # of a size, where the others take a checkpoint
+            train.run(model if arguments.name == "train" and model != str(shipped()) else "mini", rounds=rounds)
+        case "scaling":
+            scaling.run(rounds=rounds, dtype=arguments.dtype or "bfloat16")
+        case _ if arguments.text:
+            quality.run(model, text=arguments.text)
+        case _:
+            print("left out: it needs --text FILE, which is scored")
 
 
 if __name__ == "__main__":

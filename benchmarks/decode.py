@@ -95,7 +95,6 @@ def run(model: str, *, rounds: int) -> None:
                 for key, value in figures.items() if i else ():  # the first round only warms the disk's cache
                     found[peer][key].append(value)
     machine = measure()
-    console.print(str(machine), soft_wrap=True)
     names = ", ".join(f"{name} {version(package)}" for name, package in PACKAGES.items() if installed(name))
     console.print(f"model: {layout.source.folder.resolve().name}, {layout.config.n_params():,} parameters; {names}")
     console.print(table(found, layout.config, machine, rounds))

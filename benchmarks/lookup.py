@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import measure
 from gptcli import Checkpoint, Prompt, Sampling, generate, load, prepare
 from gptcli import lookup as module
 
@@ -40,7 +39,6 @@ class Found:
 def run(model: str, *, rounds: int) -> None:
     """Greedy, in the dtype of the files and in float32 (the same run once, where that is one)."""
     console = Console(soft_wrap=True)
-    console.print(str(measure()))
     seen = set[object]()
     for dtype in ("auto", "float32"):
         checkpoint = load(model, dtype=dtype)

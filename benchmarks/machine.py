@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,16 @@ class Machine:
         )
 
 
+def heading() -> str:
+    """What every page begins with: the machine's limits, and the versions of what is compared, as far as it is here."""
+    found = []
+    for name in ("torch", "transformers", "ctranslate2", "llama-cpp-python", "transformer-lens"):
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return f"{measure()}\ngptcli {version('gptcli')}, {', '.join(found)}"
+
+
+@cache
 def measure() -> Machine:
     """Takes some seconds; more where bfloat16 is not native."""
     import torch

@@ -106,7 +106,7 @@ def run(*, rounds: int, dtype: str) -> None:
         read=machine.read_bytes_per_s,
         flops=machine.bfloat16_flops if kind == torch.bfloat16 else machine.float32_flops,
     )
-    console.print(f"{machine}\n{dtype}, random weights, medians of {rounds} steps")
+    console.print(f"{dtype}, random weights, medians of {rounds} steps")
 
     def row(found: Table, label: str, decoder: Decoder, n_context: int, batch: int, one: Pass | None = None) -> None:
         got = speed(decoder, kind, n_context=n_context, batch=batch, rounds=rounds, one=one)

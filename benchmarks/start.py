@@ -1,4 +1,7 @@
-"""python -m benchmarks start MODEL: how long a person waits for the commands that need no tensors."""
+"""python -m benchmarks start MODEL: how long a person waits for the light commands, and for the first word of a text.
+
+The light commands need no tensors; a text needs torch, so its first word is held against importing that.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,9 @@ from collections import defaultdict
 from rich.console import Console
 from rich.table import Table
 
+from gptcli.errors import GptcliError
+
+IMPORT, FIRST = "python -c 'import torch'", "gptcli TEXT, its first word"
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
     "python -c 'import typer'": ["-c", "import typer"],
@@ -20,6 +26,8 @@ COMMANDS = {
     "gptcli info": ["-m", "gptcli", "info", "-m", "MODEL"],
     "gptcli tokenize": ["-m", "gptcli", "tokenize", "a robot must obey", "-m", "MODEL"],
     "completion": ["-m", "gptcli"],
+    IMPORT: ["-c", "import torch"],
+    FIRST: ["-m", "gptcli", "Once upon a time", "-t", "0", "-m", "MODEL"],
 }
 
 
@@ -35,12 +43,22 @@ def run(model: str, *, rounds: int) -> None:
             )
             command = [sys.executable, *(model if word == "MODEL" else word for word in words)]
             began = time.perf_counter()
-            subprocess.run(
-                command, capture_output=True, stdin=subprocess.DEVNULL, env={**os.environ, **more}, check=True
-            )
+            with subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                env={**os.environ, **more},
+            ) as process:  # fmt: skip
+                assert process.stdout
+                if name == FIRST:
+                    process.stdout.read(1)
+                    seconds = time.perf_counter() - began
+                process.stdout.read()
+                if process.wait():
+                    raise GptcliError(f"{name} ended with {process.returncode}")
             if i:
-                found[name].append(time.perf_counter() - began)
+                found[name].append(seconds if name == FIRST else time.perf_counter() - began)
     table = Table("command", "median, ms", "fastest, ms", caption=f"{rounds} interleaved runs", highlight=True)
     for name, times in found.items():
         table.add_row(name, f"{statistics.median(times) * 1e3:.0f}", f"{min(times) * 1e3:.0f}")
     Console().print(table)
+    ratio = statistics.median(found[FIRST]) / statistics.median(found[IMPORT])
+    Console().print(f"the first word comes after {ratio:.2f} times the time of importing torch")

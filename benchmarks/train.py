@@ -45,7 +45,6 @@ def run(size: str, *, rounds: int) -> None:
     machine = measure()
     peak = machine.bfloat16_flops if precision == "bfloat16" else machine.float32_flops
     flops = _flops(shape)
-    console.print(str(machine))
     console.print(
         f"model: {shape.n_layer} layers, {shape.d_model} wide, {shape.n_head} heads, vocabulary {shape.n_vocab:,}; "
         f"{shape.batch} x {shape.n_ctx} tokens a step, {precision}; {flops / 1e6:.1f} MFLOP a token "

@@ -22,8 +22,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.machine import measure
-
 PROMPT = "Once upon a time, there was a little robot"
 N_STRIP, N_GRID, N_MEMORY = 48, 128, 512
 
@@ -31,7 +29,6 @@ N_STRIP, N_GRID, N_MEMORY = 48, 128, 512
 def run(model: str, *, rounds: int) -> None:
     """float32. GPTCLI_TRANSFORMER_LENS names the other's Python where it lives in an environment of its own."""
     console = Console(highlight=False, soft_wrap=True)
-    console.print(str(measure()))
     for line in (*inside(model, rounds), *outside(model, rounds), memory(model)):
         console.print(line)
 

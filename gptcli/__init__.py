@@ -28,8 +28,8 @@ if TYPE_CHECKING:
         Unsupported,
         UsageError,
     )
-    from gptcli.families import FAMILIES
-    from gptcli.generation import Request, generate, prepare, start
+    from gptcli.families import FAMILIES, Family
+    from gptcli.generation import Request, Start, generate, prepare, start
     from gptcli.layout import Layout, look
     from gptcli.model import Decoder, Tape
     from gptcli.recipe import Recipe
@@ -39,24 +39,27 @@ if TYPE_CHECKING:
     from gptcli.trace import Trace, xray
     from gptcli.train import Training
 
-_HOME = {
-    "card": "describe",
-    "generate_batch": "batch",
-    **dict.fromkeys(("Checkpoint", "load", "save"), "checkpoint"),
-    **dict.fromkeys(("Config", "Layer", "Rope"), "config"),
-    **dict.fromkeys(("BadCheckpoint", "CheckFailed", "GptcliError", "NotFound", "OutOfMemory"), "errors"),
-    **dict.fromkeys(("Unsupported", "UsageError"), "errors"),
-    "FAMILIES": "families",
-    **dict.fromkeys(("Request", "generate", "prepare", "start"), "generation"),
-    **dict.fromkeys(("Layout", "look"), "layout"),
-    **dict.fromkeys(("Decoder", "Tape"), "model"),
-    "Recipe": "recipe",
-    **dict.fromkeys(("Candidate", "Card", "Chunk", "Progress", "Prompt", "Step"), "records"),
-    "Sampling": "sampling",
-    "Tokenizer": "tokens",
-    "Training": "train",
-    **dict.fromkeys(("Trace", "xray"), "trace"),
+_EXPORTS = {
+    "batch": ("generate_batch",),
+    "checkpoint": ("Checkpoint", "load", "save"),
+    "config": ("Config", "Layer", "Rope"),
+    "describe": ("card",),
+    "errors": (
+        *("BadCheckpoint", "CheckFailed", "GptcliError", "NotFound", "OutOfMemory"),
+        *("Unsupported", "UsageError"),
+    ),
+    "families": ("FAMILIES", "Family"),
+    "generation": ("Request", "Start", "generate", "prepare", "start"),
+    "layout": ("Layout", "look"),
+    "model": ("Decoder", "Tape"),
+    "recipe": ("Recipe",),
+    "records": ("Candidate", "Card", "Chunk", "Progress", "Prompt", "Step"),
+    "sampling": ("Sampling",),
+    "tokens": ("Tokenizer",),
+    "trace": ("Trace", "xray"),
+    "train": ("Training",),
 }
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 
 __all__ = [
     "FAMILIES",
@@ -68,6 +71,7 @@ __all__ = [
     "Chunk",
     "Config",
     "Decoder",
+    "Family",
     "GptcliError",
     "Layer",
     "Layout",
@@ -79,6 +83,7 @@ __all__ = [
     "Request",
     "Rope",
     "Sampling",
+    "Start",
     "Step",
     "Tape",
     "Tokenizer",

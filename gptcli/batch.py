@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gptcli.cache import Cache
-from gptcli.certain import plain
+from gptcli.certain import HEAD, plain, spread
 from gptcli.checkpoint import Checkpoint
 from gptcli.errors import OutOfMemory
 from gptcli.generation import Request, Text
@@ -34,7 +34,6 @@ from gptcli.together import Together
 
 WITNESSED = 4  # tokens of the first text that are computed alone too
 SMALL = 30_000_000  # numbers of a model whose time goes into other things than products, where FEW rows are enough
-LIKELY = 64  # tokens of a row that are likely, when it is asked how far these moved against each other
 SAFETY = 8  # how many times the largest difference ever seen is allowed for
 LEAST = 2.0**-20  # of the largest logit, in float32: allowed for even where nothing was seen
 
@@ -44,11 +43,13 @@ def generate_batch(
 ) -> Iterator[tuple[int, Step]]:
     """Yields (number of the request, its next step), in the order of the steps; up to `batch` texts run at a time.
 
-    Each text is what `generate` makes of the same request. Requests are read as rows get free; neighbours with the same
-    prompt have it computed once. Where the compiled pass of a few tokens is made, texts go through that (together.py),
-    but for many texts of a large model in float32. Without it, and with weights of fewer bits, where near-ties are
-    everywhere, each text runs alone, one after another; so does one that outgrows its rotary frequencies.
-    Raises UsageError, OutOfMemory.
+    Each text is, token for token, what `generate` makes of that request alone; logprob, p and margin may differ by
+    rounding. Requests are read as rows become free, and consecutive ones with the same prompt have it computed once.
+    How, by what is there: with the compiled pass of a few tokens through that (together.py), except for more than FEW
+    texts of a large model in float32; else in one pass for all, if all weights are float32 (with fewer bits near-ties
+    are everywhere); else one after another. So runs, in any case, a text that outgrows its rotary frequencies.
+
+    Raises UsageError, OutOfMemory, and GptcliError for logits that are not finite.
     """
     waiting, is_exact = enumerate(requests), exact(checkpoint.decoder)
     few = checkpoint.few_tokens() if batch > 1 else None
@@ -213,14 +214,10 @@ class _Batch:
         return scores
 
     def _saw(self, alone: Tensor, together: Tensor) -> None:
-        off = alone - together
-        self.largest = max(self.largest or 0.0, float(off.abs().max()))
-        off = off[alone.topk(min(LIKELY, len(alone))).indices]
-        self.likely = max(self.likely, float(off.max() - off.min()) / 2)
+        self.largest = max(self.largest or 0.0, float((alone - together).abs().max()))
+        self.likely = max(self.likely, spread(alone, together) / 2)
 
     def _error(self, sampling: Sampling) -> float:
         """How far a logit may be off, by what was seen. A shift of all alike changes no choice, but for a penalty."""
-        if plain(sampling) and (sampling.greedy or 0 < sampling.top_k <= LIKELY):
-            return SAFETY * self.likely
-        penalty = sampling.repetition_penalty
-        return SAFETY * (self.largest or 0.0) * max(penalty, 1 / penalty)
+        likely_only = plain(sampling) and (sampling.greedy or 0 < sampling.top_k <= HEAD)
+        return SAFETY * (self.likely if likely_only else self.largest or 0.0)

@@ -148,7 +148,7 @@ H100_NODE = Rates(name="8 x H100", read=8 * 3.35e12, flops=8 * 989e12)  # NVIDIA
 
 def n_read(c: Config) -> int:
     """Parameters that every token reads: all but the tables of which it takes one row. A tied head is read whole."""
-    tables = (0 if c.tied else c.n_vocab * c.d_vocab) + (c.n_ctx * c.d_model if c.learned_positions else 0)
+    tables = (0 if c.tied else c.n_vocab * c.embed_width) + (c.n_ctx * c.d_model if c.learned_positions else 0)
     return c.n_params() - tables
 
 

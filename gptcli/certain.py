@@ -18,7 +18,7 @@ from torch import Tensor
 from gptcli.sample import Choice
 from gptcli.sampling import Sampling
 
-HEAD = 64  # tokens of a row that are looked at where no top-k says how many
+HEAD = 64  # tokens of a row that count as likely: these are looked at where no top-k says how many
 HAIR = 1e-11  # covers the rounding of the float64 sums themselves
 
 
@@ -40,6 +40,7 @@ def certain(
 
     logits: [n, V], float32; adjusted: [n, tokens that may be chosen], with biases and penalties. draws: as from `rng`.
     """
+    errors = [_adjusted(e, s, row) for e, s, row in zip(errors, samplings, adjusted, strict=True)]
     head = max(2 if s.greedy else s.top_k + 1 if s.top_k else HEAD for s in samplings)
     found = _certain(logits, adjusted, samplings, draws, errors, head)
     again = [i for i, c in enumerate(found) if c is None and not samplings[i].greedy and not samplings[i].top_k]
@@ -55,6 +56,20 @@ def certain(
         for i, choice in zip(again, wide, strict=True):
             found[i] = choice
     return found
+
+
+def spread(alone: Tensor, together: Tensor) -> float:
+    """How far rounding moved a row's likely tokens against each other; a shift of all alike changes no choice. [V]."""
+    off = (together - alone)[alone.topk(min(HEAD, len(alone))).indices]
+    return float(off.max() - off.min())
+
+
+def _adjusted(error: float, sampling: Sampling, row: Tensor) -> float:
+    """How far logits may be off that biases and penalties were applied to: these are rounded once more. row: [V]."""
+    if plain(sampling):
+        return error
+    penalty, largest = sampling.repetition_penalty, float(row.abs().nan_to_num(0, 0, 0).max())
+    return error * max(penalty, 1 / penalty) + torch.finfo(row.dtype).eps * largest
 
 
 def _certain(

@@ -33,7 +33,7 @@ from gptcli.settings import GENERATION_CONFIG
 from gptcli.tokens import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-STORED = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -47,7 +47,12 @@ COMPANIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model ready to run. `start_id` is where a text without a prompt begins; None if the model has no such token."""
+    """A model ready to run.
+
+    name: as it was asked for; folder: of its config.json. config_json, generation_config: as they were read.
+    eos_ids: tokens that end a text. start_id: where a text without a prompt begins; None if the model has no such
+    token. notes: what a person should be told.
+    """
 
     name: str
     folder: Path
@@ -87,6 +92,10 @@ class Checkpoint:
     def device(self) -> torch.device:
         return self.decoder.embed.weight.device
 
+    def begins(self, ids: Sequence[int]) -> bool:
+        """Whether a start token stands in front of these tokens."""
+        return bool(ids) and ids[0] in (self.tokenizer.bos_id, self.start_id)
+
     @property
     def n_tokens(self) -> int:
         """Tokens that can be chosen: rows of the embedding beyond the tokenizer's own are padding."""
@@ -105,9 +114,13 @@ def load(
     """Loads a folder, a .safetensors file, a shard index, or a model of the Hugging Face cache by its name.
 
     Without a name it is the checkpoint that comes with gptcli.
-    dtype "auto" keeps the files' own, but float16 becomes float32 on the CPU, which is slow in it or cannot do it.
-    quantize "int8" or "int4" rounds the matrices, see quantize.py.
-    Holds the weights once plus one tensor. Raises NotFound, BadCheckpoint, Unsupported, OutOfMemory.
+    device "auto" is the first there is of cuda, mps and cpu. dtype "auto" keeps the files' own, but float16 becomes
+    float32 on the CPU, which is slow in it or cannot do it. quantize "int8" or "int4" rounds the matrices, see
+    quantize.py. revision: branch, tag or commit of a cached model. allow_config: keys of config.json that are not
+    understood and accepted all the same.
+
+    Holds the weights once plus one tensor. Raises NotFound, BadCheckpoint, Unsupported, OutOfMemory, and UsageError
+    for a device, dtype or rounding that is not known.
     """
     if name is None:
         name = chosen_model({})
@@ -117,11 +130,9 @@ def load(
 def load_layout(layout: Layout, *, device: str = "auto", dtype: str = "auto", quantize: str = "none") -> Checkpoint:
     """Loads what `look` has found."""
     where = pick_device(device)
-    kind = STORED[layout.dtype] if dtype == "auto" else DTYPES.get(dtype)
+    kind = STORED[layout.runs_as(where.type)] if dtype == "auto" else DTYPES.get(dtype)
     if kind is None:
         raise UsageError(f"dtype {dtype!r} is not known", hint=f"choose auto, {', '.join(DTYPES)}")
-    if dtype == "auto" and kind == torch.float16 and where.type == "cpu":
-        kind = torch.float32
     if quantize not in ("none", *KINDS):
         raise UsageError(f"quantize {quantize!r} is not known", hint=f"choose none, {', '.join(KINDS)}")
     whole = layout.config.n_params() * kind.itemsize
@@ -235,7 +246,8 @@ def _assign(decoder: Decoder, part: Part, tensor: Tensor) -> None:
 def save(checkpoint: Checkpoint, folder: Path | str) -> None:
     """Writes Hugging Face layout, spelled as the family does; transformers loads it. The folder must be new or empty.
 
-    Either the whole folder appears or nothing does: it is written beside, flushed to the disk, and renamed.
+    Either the whole folder appears or nothing does: it is written beside, flushed to the disk, and renamed. Raises
+    UsageError for a folder that is not empty, or for rounded weights, and GptcliError where the disk refuses.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -20,6 +20,7 @@ COMMANDS = (  # each a function of its own name in gptcli.commands
     *("tour", "params", "budget", "new"),
 )
 HIDDEN = {"inspect": "info"}  # other tools' names for the same
+ELSEWHERE = {"help": "--help", "models": "families", "list": "families", "chat": "generate", "run": "generate"}
 OF_THE_PROGRAM = ("--help", "-h", "--version", "--install-completion", "--show-completion")
 
 
@@ -86,11 +87,17 @@ def misspelled(arguments: list[str]) -> str:
     word = arguments[0] if arguments else ""
     if not (word.isascii() and word.isalpha() and word.islower()) or word in (*COMMANDS, *HIDDEN):
         return ""
-    if word == "help":
-        return "--help"
+    if word in ELSEWHERE:
+        return ELSEWHERE[word]
     from difflib import get_close_matches  # here: it takes a moment
 
     return next(iter(get_close_matches(word, COMMANDS, 1, 0.7)), "")
+
+
+def _quiet() -> bool:
+    from gptcli.settings import settle
+
+    return bool(settle({})["quiet"].value)
 
 
 def run(arguments: list[str]) -> int:
@@ -101,8 +108,8 @@ def run(arguments: list[str]) -> int:
         arguments = with_default(arguments)
         app = program(None if "_GPTCLI_COMPLETE" in os.environ else arguments[0])
         code = int(app(arguments, prog_name="gptcli", standalone_mode=False) or 0)
-        if meant and not {"-q", "--quiet"} & {*arguments}:  # at the end, where it is seen
-            say(f"gptcli: note: {word[0]!r} is no command, so it was a prompt; did you mean gptcli {meant}?")
+        if meant and not {"-q", "--quiet"} & {*arguments} and not _quiet():
+            say(f"gptcli: note: {word[0]!r} is not a command, so it was a prompt; did you mean gptcli {meant}?")
         return code
     except GptcliError as error:
         return _report(error, error.message, error.hint, error.exit_code)

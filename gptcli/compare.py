@@ -11,23 +11,24 @@ from torch import Tensor
 
 from gptcli.checkpoint import load_layout, stored_parts
 from gptcli.config import Config
-from gptcli.errors import UsageError
+from gptcli.errors import NotFound, UsageError
 from gptcli.layout import Layout, look
 from gptcli.lora import CONFIG, apply
 from gptcli.model import Decoder
+from gptcli.model_choice import adapter_folder
 from gptcli.records import Difference, Moved
 
 
 def compare(before: str, after: str) -> Difference:
     """How far every parameter of `before` is from its place in `after`, in float32, whatever they are stored as.
 
-    `after` may be an adapter's folder: then it is `before` with the adapter in it. One parameter of each is held at a
+    `after` may be an adapter: then it is `before` with the adapter in it. One parameter of each is held at a
     time, but for adapters. Raises UsageError if the two are not of one shape.
     """
     first = look(before)
-    if (Path(after) / CONFIG).is_file():
+    if (adapter := _adapter(after)) is not None:
         checkpoint = load_layout(first, device="cpu", dtype="float32")
-        apply(checkpoint, Path(after))
+        apply(checkpoint, adapter)
         pairs = _beside(first, dict(checkpoint.decoder.named_parameters()))
         return _difference(before, after, first.config, pairs)
     second = look(after)
@@ -41,6 +42,16 @@ def compare(before: str, after: str) -> Difference:
                 hint="only checkpoints of one shape can be compared",
             )
     return _difference(before, after, first.config, _two(first, second))
+
+
+def _adapter(name: str) -> Path | None:
+    """The folder of the adapter that is meant, if one is; a model that lies here under that name comes first."""
+    if Path(name).exists() and not (Path(name) / CONFIG).is_file():
+        return None
+    try:
+        return adapter_folder(name)
+    except NotFound:
+        return None
 
 
 def difference(before: str, after: str, first: Decoder, second: Decoder) -> Difference:

@@ -19,7 +19,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,12 +70,12 @@ class _OneToken(nn.Module):
         self,
         ids: Tensor,
         position: Tensor | None,
-        turns: list[tuple[Tensor, Tensor]],
+        rotary: list[tuple[Tensor, Tensor]],
         seen: list[tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
         """ids: [1, 1]; position: [1, C] -> scores, [V], float32, and the stream before and after each block, [R, C]."""
-        angles = dict(zip(self.decoder.ropes, turns, strict=True))
-        x = self.decoder.begin(ids, position, wide=True)
+        angles = dict(zip(self.decoder.ropes, rotary, strict=True))
+        x = self.decoder.embed_tokens(ids, position, wide=True)
         states = [x[0, -1]]
         for block, (k, v) in zip(self.decoder.blocks, seen, strict=True):
             x = block(x, angles, Seen(k, v), None)
@@ -109,7 +109,7 @@ class Pass:
         inputs = [torch.tensor([[id]])]
         if decoder.pos_embed:
             inputs.append(decoder.pos_embed.weight[start : start + 1])
-        for pair in decoder.turns(slice(start, start + 1), start + 1, cache).values():
+        for pair in decoder.rotary(slice(start, start + 1), start + 1, cache).values():
             inputs += pair
         for keys, window in zip(cache.layers, self._windows, strict=True):
             inputs += keys.room(window)
@@ -127,9 +127,10 @@ def takes(decoder: Decoder) -> bool:
 
 def find(decoder: Decoder) -> Pass | None:
     """The compiled pass, if `make` has made it on this machine; one that does not load counts as none."""
-    if not user_cache("compiled").is_dir() or not takes(decoder):
-        return None
-    return opened(Pass, decoder, place(decoder))
+    with suppress(OSError):  # a cache that lies in another user's folder
+        if user_cache("compiled").is_dir() and takes(decoder):
+            return opened(Pass, decoder, place(decoder))
+    return None
 
 
 def opened(kind: Callable[[Decoder, Path], T], decoder: Decoder, file: Path) -> T | None:
@@ -158,17 +159,17 @@ def make(decoder: Decoder) -> Path:
         layer.window: Dim(f"seen_{layer.window or 'all'}", min=2, max=layer.window or c.n_ctx) for layer in c.layers
     }
     position = decoder.pos_embed.weight[n : n + 1] if decoder.pos_embed else None
-    turns = list(decoder.turns(slice(n, n + 1), n + 1, cache).values())
+    rotary = list(decoder.rotary(slice(n, n + 1), n + 1, cache).values())
     shapes = (
         None,
         None,
-        [(None, None) for _ in turns],
+        [(None, None) for _ in rotary],
         [({2: reach[layer.window]}, {2: reach[layer.window]}) for layer in c.layers],
     )
     target = place(decoder)
     with compiling(), written(target) as made:
         program = export(
-            _OneToken(decoder), (torch.zeros(1, 1, dtype=torch.long), position, turns, seen), dynamic_shapes=shapes
+            _OneToken(decoder), (torch.zeros(1, 1, dtype=torch.long), position, rotary, seen), dynamic_shapes=shapes
         )
         aoti_compile_and_package(program, package_path=str(made), inductor_configs=OPTIONS)
     return target

@@ -34,7 +34,7 @@ class Rope:
     long_factor: tuple[float, ...] = ()
 
     def regime(self, n_seen: int) -> int:
-        """Which set of frequencies a text of this length is computed with; a cache is good within one only."""
+        """Which set of frequencies a text of this length is computed with; a cache is valid within one only."""
         if self.kind == "dynamic":
             return max(n_seen, self.n_ctx_trained)
         return int(n_seen > self.n_ctx_trained) if self.kind == "longrope" else 0
@@ -103,7 +103,7 @@ class Config:
         return len(self.layers)
 
     @property
-    def d_vocab(self) -> int:
+    def embed_width(self) -> int:
         """Width of the embedding and of what the head reads."""
         return self.d_embed or self.d_model
 
@@ -112,7 +112,7 @@ class Config:
 
         A test holds this equal to the decoder itself, so that counting needs no torch.
         """
-        shapes: dict[str, tuple[int, ...]] = {"embed.weight": (self.n_vocab, self.d_vocab)}
+        shapes: dict[str, tuple[int, ...]] = {"embed.weight": (self.n_vocab, self.embed_width)}
         if self.learned_positions:
             shapes["pos_embed.weight"] = (self.n_ctx, self.d_model)
         if self.d_embed:
@@ -124,7 +124,7 @@ class Config:
         if self.d_embed:
             shapes["embed_out.weight"] = (self.d_embed, self.d_model)
         if not self.tied:
-            shapes["head.weight"] = (self.n_vocab, self.d_vocab)
+            shapes["head.weight"] = (self.n_vocab, self.embed_width)
         if self.head_bias:
             shapes["head.bias"] = (self.n_vocab,)
         return shapes
@@ -151,7 +151,7 @@ class Config:
         yield from _linear("mlp.down", d, self.d_ff, self.mlp_bias)
 
     def qk_norm_shape(self, n_head: int) -> tuple[int, ...]:
-        """Shape of the gain that norms the queries or keys of so many heads."""
+        """Shape of the gain that norms the queries or keys of this many heads."""
         if self.qk_norm == "head":
             return (self.d_head,)
         return (n_head, self.d_head) if self.qk_norm == "each_head" else (n_head * self.d_head,)
@@ -163,7 +163,7 @@ class Config:
             yield f"{name}.bias", (width,)
 
     def n_params(self) -> int:
-        """How many numbers training chose; a tied head counts once."""
+        """Number of parameters; a tied head counts once."""
         return sum(math.prod(shape) for shape in self.shapes().values())
 
     def kv_bytes(self, n_tokens: int, bytes_per_element: int) -> int:

@@ -15,18 +15,23 @@ from typing import Any, cast
 from gptcli.config import Rope, RopeKind
 from gptcli.errors import BadCheckpoint, Unsupported
 
-# Spellings of one and the same thing, in all families.
+# Spellings of one and the same thing, in all families: they must agree.
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "hidden_size": ("n_embd", "d_model"),
     "num_hidden_layers": ("n_layer", "num_layers", "n_layers"),
     "num_attention_heads": ("n_head", "num_heads", "n_heads"),
     "num_key_value_heads": ("num_kv_heads",),
     "intermediate_size": ("n_inner", "ffn_dim"),
-    "max_position_embeddings": ("n_positions", "n_ctx"),
+    "max_position_embeddings": ("n_positions",),
     "norm_eps": ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "norm_epsilon"),
-    "hidden_act": ("activation_function",),
     "rope_theta": ("rotary_emb_base",),
     "partial_rotary_factor": ("rotary_pct",),
+}
+# Spellings that say nothing beside a family's own one, with which published files disagree: StarCoder 2, some GPT-2.
+SECOND: Mapping[str, str] = {
+    "max_position_embeddings": "n_ctx",
+    "hidden_act": "activation_function",
+    "activation_function": "hidden_act",
 }
 
 # Keys without influence on a forward pass: training, bookkeeping, tokens (read elsewhere), classification heads.
@@ -44,7 +49,7 @@ INERT = re.compile(
     | bad_words_ids | num_return_sequences | forced_.* | remove_invalid_values | exponential_decay_length_penalty
     | suppress_tokens | begin_suppress_tokens | max_length | min_length | model_max_length | max_sequence_length
     | vision_config | mm_tokens_per_image | sep_token | base_model_tp_plan | runner_type | validate_runner_input
-    | inference_runner | num_(samples|epochs)_.* | rotary
+    | inference_runner | pad_key_length | num_(samples|epochs)_.* | rotary
     """,
     re.VERBOSE,
 )
@@ -76,18 +81,23 @@ class Reader:
         return BadCheckpoint(f"{self.where}: '{key}' is {value!r}, expected {expected}")
 
     def get(self, key: str) -> Any:
-        """The raw value under any of its spellings; None when absent. Two spellings that disagree are an error."""
-        present = [name for name in (key, *ALIASES.get(key, ())) if self._values.get(name) is not None]
-        self._read.update((key, *ALIASES.get(key, ())))
+        """The raw value under any of its spellings; None when absent. Two of ALIASES that disagree are an error."""
+        names, second = (key, *ALIASES.get(key, ())), SECOND.get(key, key)
+        self._read.update((*names, second))
+        present = [name for name in names if self._values.get(name) is not None]
         for other in present[1:]:
             if self._values[other] != self._values[present[0]]:
                 raise BadCheckpoint(f"{self.where}: '{present[0]}' and '{other}' mean the same and differ")
-        return self._values[present[0]] if present else None
+        return self._values.get(present[0] if present else second)
 
     def assume(self, key: str, value: Any) -> None:
         """A default for a key that all families must have, for one that leaves it out."""
         if self.get(key) is None:
             self._values[key] = value
+
+    def ignore(self, key: str) -> None:
+        """A key that the family's files have and that has no influence there."""
+        self._read.update((key, *ALIASES.get(key, ()), SECOND.get(key, key)))
 
     def null(self, key: str) -> bool:
         """Whether the key is there and says null, where that means none rather than the default."""

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from gptcli.config import Config, Layer, Rope
+from gptcli.config import NORMS, Config, Layer, Rope
 from gptcli.config_json import Reader
 from gptcli.errors import BadCheckpoint
 
 ALL_BIASES: dict[str, Any] = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
-SANDWICH = ("attn_norm", "attn_out_norm", "mlp_norm", "mlp_out_norm")
+GPT_ACT = "activation_function"  # what GPT-2's descendants and OPT call it
 
 
 def _sizes(c: Reader, *, wider: int = 0, kv: int | None = None, d_head: int | None = None) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def gpt2(c: Reader) -> Config:
     scale = sizes["d_head"] ** -0.5 if c.flag("scale_attn_weights", True) else 1.0
     deeper = c.flag("scale_attn_by_inverse_layer_idx", False)
     layers = [Layer(scale=scale / (i + 1) if deeper else scale) for i in range(n_layer)]
-    return _gpt(c, sizes, layers, learned_positions=True, act=c.act("gelu_new"), **ALL_BIASES)
+    return _gpt(c, sizes, layers, learned_positions=True, act=c.act("gelu_new", GPT_ACT), **ALL_BIASES)
 
 
 def gpt_bigcode(c: Reader) -> Config:
@@ -52,7 +52,7 @@ def gpt_bigcode(c: Reader) -> Config:
     sizes = _sizes(c, wider=4, kv=1 if c.flag("multi_query", True) else None)
     scale = sizes["d_head"] ** -0.5 if c.flag("scale_attn_weights", True) else 1.0
     layers = [Layer(scale=scale)] * c.n_layer()
-    return _gpt(c, sizes, layers, learned_positions=True, act=c.act("gelu_pytorch_tanh"), **ALL_BIASES)
+    return _gpt(c, sizes, layers, learned_positions=True, act=c.act("gelu_pytorch_tanh", GPT_ACT), **ALL_BIASES)
 
 
 def gpt_neo(c: Reader) -> Config:
@@ -64,7 +64,7 @@ def gpt_neo(c: Reader) -> Config:
     if not isinstance(kinds, list) or len(kinds) != n_layer or any(kind not in ("global", "local") for kind in kinds):
         raise BadCheckpoint(f"{c.where}: 'attention_types' must say global or local for each of {n_layer} layers")
     layers = [Layer(window=window if kind == "local" else None) for kind in kinds]
-    return _gpt(c, sizes, layers, learned_positions=True, act=c.act("gelu_new"), out_bias=True)
+    return _gpt(c, sizes, layers, learned_positions=True, act=c.act("gelu_new", GPT_ACT), out_bias=True)
 
 
 def _expand(types: Any, most: int) -> list[Any]:
@@ -90,11 +90,12 @@ def gptj(c: Reader) -> Config:
     rope = c.rope(sizes["d_head"], share=c.integer("rotary_dim", 64) / sizes["d_head"])
     layers = [Layer(rope=rope, scale=sizes["d_head"] ** -0.5)] * c.n_layer()
     traits: dict[str, Any] = {"norms": ("attn_norm",), "parallel": True, "head_bias": True}
-    return _gpt(c, sizes, layers, act=c.act("gelu_new"), **traits)
+    return _gpt(c, sizes, layers, act=c.act("gelu_new", GPT_ACT), **traits)
 
 
 def opt(c: Reader) -> Config:
     sizes = _sizes(c)
+    c.only("learned_embeddings", True, "this family's positions are learned")  # Galactica's files say so
     before, bias = c.flag("do_layer_norm_before", True), c.flag("enable_bias", True)
     affine = c.flag("layer_norm_elementwise_affine", True)
     d_embed = c.integer("word_embed_proj_dim", sizes["d_model"])
@@ -108,7 +109,7 @@ def opt(c: Reader) -> Config:
         norm_bias=affine,
         post_norm=not before,
         final_norm=before and not c.flag("_remove_final_layer_norm", False),
-        act=c.act("relu"),
+        act=c.act("relu", GPT_ACT),
         qkv_bias=bias,
         out_bias=bias,
         mlp_bias=bias,
@@ -126,16 +127,16 @@ def _llama(
     act: str | None = None,
     scale: float | None = None,
     windows: Sequence[int | None] = (),
-    turns: Sequence[object] = (),
+    has_rope: Sequence[object] = (),
     **traits: Any,
 ) -> Config:
-    """Llama, and by a value or two all that came after it. `turns`: which layers have rotary positions."""
+    """Llama, and by a value or two all that came after it. `has_rope`: which layers have rotary positions."""
     sizes, n_layer = _sizes(c, kv=kv, d_head=d_head), c.n_layer()
     rope = c.rope(sizes["d_head"], share=share, theta=theta)
     scale = sizes["d_head"] ** -0.5 if scale is None else scale
     layers = [
-        Layer(rope=rope if turn else None, window=window, scale=scale)
-        for turn, window in zip(turns or [True] * n_layer, windows or [None] * n_layer, strict=True)
+        Layer(rope=rope if roped else None, window=window, scale=scale)
+        for roped, window in zip(has_rope or [True] * n_layer, windows or [None] * n_layer, strict=True)
     ]
     sizes["n_ctx"] = _reach(sizes["n_ctx"], rope)
     return _gated(c, sizes, layers, eps=eps, act=act or c.act("silu"), **traits)
@@ -184,12 +185,12 @@ def qwen3(c: Reader) -> Config:
 def smollm3(c: Reader) -> Config:
     """Every fourth layer has no positions at all."""
     n_layer, every = c.n_layer(), c.integer("no_rope_layer_interval", 4)
-    turns = c.values("no_rope_layers", n_layer, int) or [int((i + 1) % every != 0) for i in range(n_layer)]
-    c.get("max_window_layers")  # in its files, without influence
+    has_rope = c.values("no_rope_layers", n_layer, int) or [int((i + 1) % every != 0) for i in range(n_layer)]
+    c.ignore("max_window_layers")
     window = c.integer("sliding_window", None)
-    slides = [c.flag("use_sliding_window", False) and not turn for turn in turns]
+    slides = [c.flag("use_sliding_window", False) and not roped for roped in has_rope]
     windows = c.windows(n_layer, window, slides)
-    return _llama(c, kv=4, theta=2e6, turns=turns, windows=windows, mlp_bias=c.flag("mlp_bias", False))
+    return _llama(c, kv=4, theta=2e6, has_rope=has_rope, windows=windows, mlp_bias=c.flag("mlp_bias", False))
 
 
 def granite(c: Reader) -> Config:
@@ -242,10 +243,16 @@ def phi(c: Reader) -> Config:
 
 
 def phi3(c: Reader) -> Config:
+    """Its trained context stands beside the rotary values, or is 4096, whatever these say themselves."""
+    c.assume("original_max_position_embeddings", 4096)
+    for key in ("full_attn_mod", "interpolate_factor"):  # in Phi-4-mini's files
+        c.only(key, 1, "only 1, which changes nothing, is understood")
     return _llama(c, eps=1e-5, windows=[c.integer("sliding_window", None)] * c.n_layer())
 
 
 def starcoder2(c: Reader) -> Config:
+    for key, value in (("mlp_type", "default"), ("norm_type", "layer_norm"), ("scale_attn_weights", True)):
+        c.only(key, value, f"only {str(value).lower()!r} is supported")
     windows, bias = [c.integer("sliding_window", None)] * c.n_layer(), c.flag("use_bias", True)
     biases: dict[str, Any] = dict.fromkeys(ALL_BIASES, bias)
     traits: dict[str, Any] = {"norm": "layer", "norm_bias": True, "gated": False}
@@ -259,21 +266,22 @@ def _gemma_traits(c: Reader) -> dict[str, Any]:
 
 def gemma(c: Reader) -> Config:
     """The first release wrote hidden_act "gelu" and meant the tanh form."""
-    c.get("hidden_activation")
+    c.ignore("hidden_activation")
     act = "gelu_tanh" if c.get("hidden_act") in (None, "gelu") else c.act("gelu_pytorch_tanh")
     return _llama(c, kv=16, d_head=256, **_gemma_traits(c) | {"act": act})
 
 
 def gemma2(c: Reader) -> Config:
     n_layer, window = c.n_layer(), c.integer("sliding_window", 4096)
-    c.get("hidden_act")
+    c.only("sliding_window_size", window, f"'sliding_window' is {window}, and counts")
+    c.ignore("hidden_act")
     return _llama(
         c,
         kv=4,
         d_head=256,
         windows=c.windows(n_layer, window, [i % 2 == 0 for i in range(n_layer)]),
         scale=c.number("query_pre_attn_scalar", 256.0) ** -0.5,
-        norms=SANDWICH,
+        norms=NORMS,
         attn_softcap=None if c.null("attn_logit_softcapping") else c.number("attn_logit_softcapping", 50.0),
         final_softcap=None if c.null("final_logit_softcapping") else c.number("final_logit_softcapping", 30.0),
         **_gemma_traits(c) | {"act": c.act("gelu_pytorch_tanh", "hidden_activation")},
@@ -293,13 +301,13 @@ def gemma3(c: Reader) -> Config:
         near = c.rope(sizes["d_head"], theta=near.theta, kind="sliding_attention")
     scale = c.number("query_pre_attn_scalar", 256.0) ** -0.5
     layers = [Layer(rope=near if window else far, window=window, scale=scale) for window in windows]
-    c.get("hidden_act")
+    c.ignore("hidden_act")
     return _gated(
         c,
         sizes,
         layers,
         eps=1e-6,
-        norms=SANDWICH,
+        norms=NORMS,
         qk_norm="head",
         attn_softcap=c.number("attn_logit_softcapping", None),
         final_softcap=c.number("final_logit_softcapping", None),

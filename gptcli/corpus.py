@@ -13,7 +13,7 @@ import json
 import shutil
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -41,28 +41,47 @@ class Tokens:
     tokenizer: str  # sha256 of its file
 
 
-def find(names: Sequence[str]) -> list[str]:
-    """The files of a corpus: a folder stands for the .txt and .jsonl files in it, - for stdin. Raises NotFound."""
-    files, missing = list[str](), list[str]()
+def find(names: Sequence[str], *, held_out: Sequence[str] = ()) -> list[str]:
+    """The files of a corpus, each once: a folder stands for the .txt and .jsonl files in it, - for stdin.
+
+    held_out: files for validation, which are left out of a folder. Raises NotFound, and UsageError for one of them that
+    is named here too.
+    """
+    if names.count("-") > 1:
+        raise UsageError("stdin (-) is given twice")
+    apart = {Path(name).resolve() for name in held_out}
+    files, missing = dict[Path, str](), list[str]()
     for name in names:
         path = Path(name)
-        if name == "-" or path.is_file():
-            files.append(name)
+        if name == "-":
+            files[path] = name
+        elif path.is_file():
+            if path.resolve() in apart:
+                raise UsageError(f"{name} is given to train on and to validate on", hint="leave one of the two out")
+            files.setdefault(path.resolve(), name)
         elif path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix in (".txt", ".jsonl") and p.is_file())
-            if not inside:
-                raise NotFound(f"there is no .txt or .jsonl file in {name}")
-            files.extend(map(str, inside))
+            for file in _inside(path, apart):
+                files.setdefault(file.resolve(), str(file))
         else:
             missing.append(name)
     if missing:
+        n = len(names) - len(missing)
         raise NotFound(
             f"{'these files are' if len(missing) > 1 else 'this file is'} not there: {', '.join(missing)}",
-            hint=f"{len(files)} of {len(names)} given were found" if files else "",
+            hint=f"{n} of {len(names)} given were found" if n else "",
         )
-    if files.count("-") > 1:
-        raise UsageError("stdin (-) is given twice")
-    return files
+    return list(files.values())
+
+
+def _inside(folder: Path, apart: Set[Path]) -> list[Path]:
+    """The texts in a folder, but for those that are held out."""
+    texts = sorted(p for p in folder.iterdir() if p.suffix in (".txt", ".jsonl") and p.is_file())
+    if not texts:
+        raise NotFound(f"there is no .txt or .jsonl file in {folder}")
+    rest = [p for p in texts if p.resolve() not in apart]
+    if not rest:
+        raise UsageError(f"all texts in {folder} are held out for validation, and none is left to train on")
+    return rest
 
 
 def find_held_out(names: Sequence[str]) -> list[str]:
@@ -194,6 +213,11 @@ def read_tokenizer(path: Path) -> Library:
     return library
 
 
+def n_ids(library: Library) -> int:
+    """The highest id + 1: the rows that an embedding needs. A vocabulary with a hole has fewer tokens than that."""
+    return max(library.get_vocab().values()) + 1
+
+
 def end_of(library: Library) -> int:
     """The id of the end token. Raises BadCheckpoint for a tokenizer without one."""
     found = library.token_to_id(END)
@@ -230,7 +254,7 @@ def write_tokens(
 ) -> Tokens:
     """Encodes everything, batch by batch. `validation`: texts of its own; else the last `share` of the ids.
 
-    A validation part cut off the end starts at a document's border where there is one. held_out: there are texts for
+    A validation part cut off the end starts at a document's border where one is near. held_out: there are texts for
     validation. Raises GptcliError when there is nothing in what is given.
     """
     width = 2 if n_vocab <= 1 << 16 else 4
@@ -251,17 +275,21 @@ def write_tokens(
                 raise GptcliError("the corpus is empty", hint='text files, or .jsonl files with a "text" in each line')
     if held_out and n_own == n:
         raise GptcliError("the validation texts are empty")
-    if n_own < n:
-        n_train = n_own
-    else:
-        aim = n - int(n * share)
-        n_train = min((s for s in starts[1:] if s >= aim), default=aim) if share else n
+    n_train = n_own if n_own < n else _border(starts, n, share)
     temporary.replace(folder / "tokens.bin")
     tokens = Tokens(
         n=n, n_train=n_train, n_documents=len(starts), n_bytes=n_bytes, bytes_per_id=width, tokenizer=tokenizer
     )
     (folder / "tokens.json").write_text(json.dumps(asdict(tokens), indent=2) + "\n", encoding="utf-8")
     return tokens
+
+
+def _border(starts: Sequence[int], n: int, share: float) -> int:
+    """Where the last `share` of n ids begins: at the nearest start of a document, if that makes it half as long or half
+    as long again at most; else in the middle of one."""
+    aim = n - int(n * share)
+    nearest = min(starts[1:], key=lambda start: abs(start - aim), default=aim)
+    return nearest if 2 * abs(nearest - aim) <= n - aim else aim
 
 
 def _plainly(library: Library) -> None:

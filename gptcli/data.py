@@ -21,6 +21,7 @@ from gptcli.errors import BadCheckpoint, GptcliError
 from gptcli.pairs import Pair
 from gptcli.tokens import Tokenizer
 
+GUARD = "\n"  # that no tokenizer joins to what follows
 IGNORED = -100  # labels that are not learned, as everywhere in this field
 
 
@@ -127,9 +128,18 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer, *, end_id: int, st
         prompt = tokenizer.encode(pair.prompt)
         if not prompt and start_id is not None:
             prompt = [start_id]
-        completion = tokenizer.encode(pair.completion, bos=False)
+        completion = _continued(tokenizer, pair.completion)
         found.append(Encoded(ids=(*prompt, *completion, end_id), n_prompt=len(prompt)))
     return found
+
+
+def _continued(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text that follows another: by itself a sentencepiece tokenizer puts a space in front of it."""
+    if not tokenizer.leading_space:
+        return tokenizer.encode(text, bos=False)
+    before = tokenizer.encode(GUARD, bos=False)
+    ids = tokenizer.encode(GUARD + text, bos=False)
+    return ids[len(before) :] if ids[: len(before)] == before else tokenizer.encode(text, bos=False)
 
 
 def padded(rows: Sequence[Encoded]) -> Batch:

@@ -12,7 +12,7 @@ from gptcli.records import Card, Tensor
 
 def card(layout: Layout, *, n_context: int | None = None) -> Card:
     """What a checkpoint is, and the memory it will need at a context of `n_context` tokens (default: all it has)."""
-    c, n_bytes = layout.config, FLOATS[layout.dtype]
+    c, n_bytes = layout.config, FLOATS[layout.runs_as()]
     tensors = (
         Tensor(name=p.tensor.name, shape=p.tensor.shape, dtype=p.tensor.dtype, n_bytes=p.tensor.nbytes,
                fills=tuple(part.name for part in p.parts))
@@ -37,6 +37,7 @@ def card(layout: Layout, *, n_context: int | None = None) -> Card:
         n_ctx=c.n_ctx,
         traits=traits(c),
         n_context=context,
+        loaded_as=layout.runs_as(),
         weight_bytes=c.n_params() * n_bytes,
         cache_bytes=c.kv_bytes(context, n_bytes),
         files=tuple(file.name for file in layout.source.files),

@@ -37,9 +37,9 @@ class _Layer(nn.Module):
         super().__init__()
         self.block, self.ropes = block, decoder.ropes
 
-    def forward(self, x: Tensor, turns: list[tuple[Tensor, Tensor]], k: Tensor, v: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotary: list[tuple[Tensor, Tensor]], k: Tensor, v: Tensor) -> Tensor:
         """[1, T, C] -> [1, T, C]; k, v: [1, K, S, D] with the T own places last."""
-        return self.block(x, dict(zip(self.ropes, turns, strict=True)), Seen(k, v), None)  # type: ignore[no-any-return]
+        return self.block(x, dict(zip(self.ropes, rotary, strict=True)), Seen(k, v), None)  # type: ignore[no-any-return]
 
 
 class _SeenByEach:
@@ -58,10 +58,10 @@ class _SeenByEach:
 
 class _LayerOfTexts(_Layer):
     def forward(  # type: ignore[override]
-        self, x: Tensor, turns: list[tuple[Tensor, Tensor]], seen: list[tuple[Tensor, Tensor]]
+        self, x: Tensor, rotary: list[tuple[Tensor, Tensor]], seen: list[tuple[Tensor, Tensor]]
     ) -> Tensor:
         """[1, T, C] -> [1, T, C], where each of the T is of another text."""
-        angles = dict(zip(self.ropes, turns, strict=True))
+        angles = dict(zip(self.ropes, rotary, strict=True))
         return self.block(x, angles, _SeenByEach(seen), None)  # type: ignore[no-any-return]
 
 
@@ -111,35 +111,35 @@ class FewTokens:
     def __call__(self, ids: Sequence[int], cache: Cache) -> Tensor:
         """Scores after each of FEW more tokens of one text, [FEW, V], float32; see `has_room`."""
         decoder, where = self.decoder, slice(cache.n_seen, cache.n_seen + FEW)
-        turns = [t for pair in decoder.turns(where, where.stop, cache).values() for t in pair]
+        rotary = [t for pair in decoder.rotary(where, where.stop, cache).values() for t in pair]
         position = decoder.pos_embed.weight[where] if decoder.pos_embed else None
         seen = [keys.room(window, FEW) for keys, window in zip(cache.layers, self._windows, strict=True)]
         cache.n_seen += FEW
-        return self._run("one", ids, position, turns, seen)
+        return self._run("one", ids, position, rotary, seen)
 
     def of_texts(self, ids: Sequence[int], caches: Sequence[Cache]) -> Tensor:
         """Scores after one more token of each of FEW texts, [FEW, V], float32. Each has seen some, and has room."""
         decoder, where = self.decoder, torch.tensor([cache.n_seen for cache in caches])
-        turned = [decoder.turns(slice(c.n_seen, c.n_seen + 1), c.n_seen + 1, c) for c in caches]
-        turns = [torch.cat([each[rope][i] for each in turned]) for rope in decoder.ropes for i in range(2)]
+        rotary_of = [decoder.rotary(slice(c.n_seen, c.n_seen + 1), c.n_seen + 1, c) for c in caches]
+        rotary = [torch.cat([each[rope][i] for each in rotary_of]) for rope in decoder.ropes for i in range(2)]
         position = decoder.pos_embed.weight[where] if decoder.pos_embed else None
         seen = [[t for cache in caches for t in cache.layers[i].room(window)] for i, window in enumerate(self._windows)]
         for cache in caches:
             cache.n_seen += 1
-        return self._run("each", ids, position, turns, seen)
+        return self._run("each", ids, position, rotary, seen)
 
     def _run(
         self,
         kind: Literal["one", "each"],
         ids: Sequence[int],
         position: Tensor | None,
-        turns: list[Tensor],
+        rotary: list[Tensor],
         seen: Sequence[Sequence[Tensor]],
     ) -> Tensor:
         *weights, end = self._weights
-        x = self.decoder.begin(torch.tensor([list(ids)]), position, wide=True)
+        x = self.decoder.embed_tokens(torch.tensor([list(ids)]), position, wide=True)
         for name, given, keys in zip(self._names[kind], weights, seen, strict=True):
-            (x,) = self._loaded(name).boxed_run([*given, x, *turns, *keys])
+            (x,) = self._loaded(name).boxed_run([*given, x, *rotary, *keys])
         scores: Tensor = self._loaded("end").boxed_run([*end, x])[0]
         return scores
 
@@ -169,21 +169,21 @@ def make(decoder: Decoder) -> Path:
     cache = Cache(c, min(c.n_ctx, 64), dtype=decoder.embed.weight.dtype)
     n = min([c.n_ctx - FEW, 8, *(layer.window - 1 for layer in c.layers if layer.window)])
     decoder.stream(torch.zeros(1, n, dtype=torch.long), cache)
-    turns = list(decoder.turns(slice(n, n + FEW), n + FEW, cache).values())
+    rotary = list(decoder.rotary(slice(n, n + FEW), n + FEW, cache).values())
     x = torch.zeros(1, FEW, c.d_model)
     *layers, end = _parts(decoder)
     wanted: dict[str, tuple[nn.Module, tuple[Any, ...], Any]] = {"end": (end, (x,), (None,))}
     blocks = [block for block in decoder.blocks if isinstance(block, Block)]
     ones, eaches = _names(decoder), _names(decoder, "each")
     for i, (module, block, layer, keys) in enumerate(zip(layers, blocks, c.layers, cache.layers, strict=True)):
-        no_turns = [(None, None) for _ in turns]
+        no_rotary = [(None, None) for _ in rotary]
         seen = Dim("seen", min=FEW + 1, max=layer.window + FEW - 1 if layer.window else c.n_ctx)
-        given: tuple[Any, ...] = (x, turns, *keys.room(layer.window, FEW))
-        wanted.setdefault(ones[i], (module, given, (None, no_turns, {2: seen}, {2: seen})))
+        given: tuple[Any, ...] = (x, rotary, *keys.room(layer.window, FEW))
+        wanted.setdefault(ones[i], (module, given, (None, no_rotary, {2: seen}, {2: seen})))
         dims = [Dim(f"seen{i}", min=2, max=c.n_ctx) for i in range(FEW)]
         k, v = copy.copy(keys).room(layer.window)
-        given = x, turns, [(k.clone(), v.clone()) for _ in dims]  # clones are laid out as what they are clones of
-        shapes = None, no_turns, [({2: dim}, {2: dim}) for dim in dims]
+        given = x, rotary, [(k.clone(), v.clone()) for _ in dims]  # clones are laid out as what they are clones of
+        shapes = None, no_rotary, [({2: dim}, {2: dim}) for dim in dims]
         wanted.setdefault(eaches[i], (_LayerOfTexts(block, decoder), given, shapes))
     with compiling(), written(target) as made:
         files: dict[str, Any] = {}

@@ -11,9 +11,10 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,7 +34,7 @@ BITS = {  # of one element; sub-byte kinds are left out and so refused by name
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SHIPPED = "shipped"  # what our own checkpoint is called
 OTHER_FORMATS = (*PICKLES, ".gguf", ".onnx", ".h5", ".msgpack")
-INDEX = "model.safetensors.index.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _UNSAFE_NAME = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 _CONVERT = "convert it with transformers: from_pretrained(FOLDER), then save_pretrained(NEW_FOLDER)"
 
@@ -52,11 +53,16 @@ class TensorInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A checkpoint that was found: what the user called it, the folder of its config.json, its weight files."""
+    """A checkpoint that was found: what the user called it, the folder of its config.json, its weight files.
+
+    `index` and `listed`: the name of the index that named the files, and which tensor it says is in which of them.
+    """
 
     name: str
     folder: Path
     files: tuple[Path, ...]
+    index: str = ""
+    listed: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
 
 # --- where a model is ------------------------------------------------------------------------------------------------
@@ -92,7 +98,7 @@ def _of_file(name: str, path: Path) -> Source:
     if not path.is_file():
         raise BadCheckpoint(f"{name} is neither a folder nor a file", hint="name a folder or a .safetensors file")
     if path.name.endswith(".index.json"):
-        return _checked(Source(name=name, folder=path.parent, files=_shards(path, home=path.parent)))
+        return _checked(_sharded(name, path, home=path.parent))
     if path.suffix == ".safetensors":
         return _checked(Source(name=name, folder=path.parent, files=(path,)))
     with path.open("rb") as file:
@@ -104,14 +110,15 @@ def _of_file(name: str, path: Path) -> Source:
 
 def _in_folder(name: str, folder: Path, *, home: Path) -> Source:
     """`home`: links may lead anywhere within it; in the cache, snapshots link to blobs of the same model."""
+    if (folder / WHOLE).exists():  # an index beside it is left over, for transformers too
+        return _checked(Source(name=name, folder=folder, files=(folder / WHOLE,)))
     if (folder / INDEX).exists():
-        return _checked(Source(name=name, folder=folder, files=_shards(folder / INDEX, home=home)))
+        return _checked(_sharded(name, folder / INDEX, home=home))
     files = sorted(
         file for file in folder.glob("*.safetensors") if not file.name.startswith(("consolidated", "adapter"))
     )
-    whole = [file for file in files if file.name == "model.safetensors"]
     if files:
-        return _checked(Source(name=name, folder=folder, files=tuple(whole or files)))
+        return _checked(Source(name=name, folder=folder, files=tuple(files)))
     for file in sorted(folder.iterdir()):
         if file.suffix in OTHER_FORMATS and file.name not in ("training_args.bin", "optimizer.pt", "scheduler.pt"):
             _refuse_format(file)
@@ -142,13 +149,12 @@ def _refuse_magic(head: bytes, path: Path) -> None:
     if head.startswith(b"GGUF"):
         raise Unsupported(f"{path.name} is a GGUF file, not safetensors", hint=_CONVERT)
     if head.startswith(b"version "):
-        size = path.stat().st_size
-        raise BadCheckpoint(f"{path.name} is a git-lfs pointer of {size} bytes, not the file", hint="run: git lfs pull")
+        raise _pointer(path.name, path.stat().st_size)
     if head.lstrip().startswith(b"<"):
         raise BadCheckpoint(f"{path.name} is a web page, not weights", hint="the download went wrong; fetch it again")
 
 
-def _shards(index: Path, *, home: Path) -> tuple[Path, ...]:
+def _sharded(name: str, index: Path, *, home: Path) -> Source:
     """The files that an index names. It comes from a stranger, so it may only name plain files beside it."""
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -168,7 +174,8 @@ def _shards(index: Path, *, home: Path) -> tuple[Path, ...]:
     for file in names:
         if not (index.parent / file).resolve().is_relative_to(inside):
             raise BadCheckpoint(f"{file} is a link that leads out of the model's folder")
-    return tuple(index.parent / file for file in names)
+    files = tuple(index.parent / file for file in names)
+    return Source(name=name, folder=index.parent, files=files, index=index.name, listed=weight_map)
 
 
 def cache_folder() -> Path:
@@ -214,7 +221,7 @@ def _snapshot(name: str, home: Path, revision: str) -> Path:
 
 def read_json(path: Path, *, limit: int = CONFIG_LIMIT) -> Any:
     """The value in a file: UTF-8, no duplicate keys, no NaN, no huge numbers, no abyss. Raises BadCheckpoint."""
-    return parse_json(_read(path, limit), path.name)
+    return parse_json(read_bytes(path, limit=limit), path.name)
 
 
 def read_object(path: Path, *, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
@@ -235,7 +242,7 @@ def parse_json(data: bytes, where: str) -> Any:
         raise BadCheckpoint(f"{where} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}") from None
     if not text.strip():
         raise BadCheckpoint(f"{where} is empty")
-    hooks: dict[str, Any] = {"object_pairs_hook": _unique, "parse_constant": _no_constant}
+    hooks: dict[str, Any] = {"object_pairs_hook": unique, "parse_constant": no_constant}
     try:
         with no_garbage_collection():
             value = json.loads(text, parse_int=_bounded_int, parse_float=_finite, **hooks)
@@ -263,11 +270,11 @@ def _inside(value: Any) -> Iterable[Any]:
     return value.values() if type(value) is dict else value if type(value) is list else ()
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For json.loads: an object none of whose keys is there twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen = set[str]()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {twice[:80]!r} is there twice")
     return found
 
@@ -284,7 +291,8 @@ def no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _no_constant(name: str) -> NoReturn:
+def no_constant(name: str) -> NoReturn:
+    """For json.loads: NaN, Infinity and -Infinity, which Python reads and JSON does not have."""
     raise ValueError(f"{name} is not a JSON number")
 
 
@@ -312,14 +320,12 @@ def read_headers(source: Source) -> dict[str, TensorInfo]:
             if name in found:
                 raise BadCheckpoint(f"tensor {name!r} is in {found[name].file.name} and in {file.name}")
             found[name] = info
-    index = source.folder / INDEX
-    if len(source.files) > 1 and index.exists():
-        weight_map = read_object(index)["weight_map"]
-        for name in sorted(weight_map.keys() | found.keys()):
-            listed, held = weight_map.get(name), found[name].file.name if name in found else None
+    if len(source.files) > 1 and source.index:
+        for name in sorted(source.listed.keys() | found.keys()):
+            listed, held = source.listed.get(name), found[name].file.name if name in found else None
             if listed != held:
                 where = f"says {listed}" if listed else "does not list it"
-                raise BadCheckpoint(f"tensor {name!r} is in {held or 'no file'}, but {index.name} {where}")
+                raise BadCheckpoint(f"tensor {name!r} is in {held or 'no file'}, but {source.index} {where}")
     return found
 
 
@@ -373,8 +379,10 @@ def _tensor(name: str, entry: Any, path: Path, start: int) -> TensorInfo:
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or any(type(n) is not int or not 0 <= n < 1 << 60 for n in numbers):
             raise BadCheckpoint(f"{path.name}: the shape or the place of {name!r} is malformed")
+    if len(offsets) != 2 or len(shape) > 8:  # before multiplying: the product of a long list is a huge number
+        raise BadCheckpoint(f"{path.name}: the shape or the place of {name!r} is malformed")
     nbytes = math.prod(shape) * BITS[dtype] // 8
-    if len(offsets) != 2 or len(shape) > 8 or offsets[1] - offsets[0] != nbytes:
+    if offsets[1] - offsets[0] != nbytes:
         raise BadCheckpoint(f"{path.name}: {name!r} of shape {shape} does not fill the bytes it is given")
     return TensorInfo(name=name, dtype=dtype, shape=tuple(shape), file=path, offset=start + offsets[0], nbytes=nbytes)
 
@@ -382,14 +390,22 @@ def _tensor(name: str, entry: Any, path: Path, start: int) -> TensorInfo:
 # --- the disk --------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path, limit: int) -> bytes:
+def read_bytes(path: Path, *, limit: int) -> bytes:
+    """All of a small file, which must be a regular one: a pipe would never end."""
     with _os_errors(path.name):
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
             raise BadCheckpoint(f"{path.name} is not a regular file")
         if found.st_size > limit:
             raise BadCheckpoint(f"{path.name} has {found.st_size:,} bytes, more than the {limit:,} it may have")
-        return path.read_bytes()
+        data = path.read_bytes()
+    if data.startswith(b"version https://git-lfs"):
+        raise _pointer(path.name, len(data))
+    return data
+
+
+def _pointer(name: str, size: int) -> BadCheckpoint:
+    return BadCheckpoint(f"{name} is a git-lfs pointer of {size} bytes, not the file", hint="run: git lfs pull")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
@@ -39,7 +39,7 @@ class Start:
     logits: Tensor  # of the last position, [V], float32
 
 
-LOST = "the weights are damaged, or too large for this dtype: try --dtype float32"  # where numbers are none
+NOT_FINITE = "the weights are damaged, or too large for this dtype: try --dtype float32"
 
 
 @runtime_checkable
@@ -54,7 +54,7 @@ class Watcher(Tape, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One text that is wanted, in the words of `generate`."""
+    """One text to generate; the fields are the arguments of `generate`."""
 
     prompt: str | Sequence[int] | Prompt
     sampling: Sampling = field(default_factory=Sampling)
@@ -77,9 +77,12 @@ def prepare(
 ) -> Prompt:
     """The prompt as tokens, made to fit. An empty one becomes the model's own start token.
 
-    bos: None as the tokenizer does, True one start token, False none; ids are taken as they are. A prompt that leaves
-    no room for a token raises UsageError with the numbers, unless overflow says to drop its oldest tokens: then as many
-    go as leave room for max_tokens, but never more than half of the context, and a start token stays.
+    bos: None as the tokenizer does, True one start token, False none; ids are taken as they are. overflow: "truncate"
+    and "slide" drop the oldest tokens of a prompt that is too long, so many that max_tokens have room, but never more
+    than half of the context, and a start token stays.
+
+    Raises UsageError for a prompt that leaves no room for a token, for an id outside the vocabulary, and for an empty
+    prompt where the model has no start token.
     """
     tokenizer, n_ctx = checkpoint.tokenizer, checkpoint.config.n_ctx
     text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
@@ -94,22 +97,26 @@ def prepare(
             )
         ids = [checkpoint.start_id]
     n_dropped = 0
-    if len(ids) >= n_ctx and overflow == "error":
+    if len(ids) > n_ctx - (max_tokens != 0) and overflow == "error":
         raise UsageError(
             f"the prompt has {len(ids)} tokens and the model's context {n_ctx}: no room for an answer",
             hint="shorten it; gptcli generate --overflow truncate drops its oldest tokens",
         )
     if overflow != "error":
         room = n_ctx - min(max_tokens if max_tokens >= 0 else n_ctx, n_ctx // 2)
-        n_first = 1 if tokenizer.bos_id is not None and ids[0] == tokenizer.bos_id else 0
+        n_bos = int(checkpoint.begins(ids))
         n_dropped = max(0, len(ids) - room)
-        ids = ids[:n_first] + ids[n_first + n_dropped :]
+        ids = ids[:n_bos] + ids[n_bos + n_dropped :]
     return Prompt(text=text, ids=tuple(ids), raws=tuple(tokenizer.raw(i) for i in ids), n_dropped=n_dropped)
 
 
 @torch.inference_mode()
 def start(checkpoint: Checkpoint, prompt: Prompt, *, max_tokens: int = 128, tape: Tape | None = None) -> Start:
-    """Computes the prompt, once for all samples. Raises OutOfMemory, before it allocates, if that would not fit."""
+    """Computes the prompt, once for all samples.
+
+    max_tokens: how many more the cache has room for; -1 for as many as the context holds. Raises OutOfMemory, before it
+    allocates, if that would not fit, and GptcliError for logits that are not finite.
+    """
     config, n = checkpoint.config, len(prompt.ids)
     capacity = _capacity(checkpoint, n, max_tokens)
     need = config.kv_bytes(capacity, checkpoint.dtype.itemsize) + 4 * config.n_vocab
@@ -135,16 +142,20 @@ def generate(
 ) -> Iterator[Step]:
     """Yields one Step for each token, as soon as it is chosen; the last one says why it is the last (`finish`).
 
+    prompt: a text, token ids, a Prompt, or a Start, from which several calls may begin. sampling: None for Sampling().
     max_tokens: -1 for as many as the context holds. seed: None for a random one; sample i of seed s is sample 0 of
-    seed s + i. stop: texts that end the answer and are not part of it. top: how many candidates each step carries.
-    overflow: what happens when the context is full, "slide" goes on without the older half. lookup: where the text
-    repeats itself several tokens are computed at once, which changes none of them (see lookup.py for when it is done).
-    Raises UsageError.
+    seed s + i. stop: texts that end the answer and are not part of it. ignore_eos: an end token does not end it.
+    top: how many candidates each step carries. overflow: "error" refuses a prompt that leaves no room for an answer,
+    "truncate" drops its oldest tokens, "slide" also goes on when the context is full, without its older half.
+    tape: sees every pass, and may edit it. lookup: where the text repeats itself several tokens are computed at once,
+    which changes none of them (see lookup.py for when it is done).
+
+    Raises UsageError, OutOfMemory before the cache is allocated, and GptcliError for logits that are not finite.
     """
     if lookup and tape is not None:
         raise UsageError("a tape sees a text token by token, and lookup computes several at once")
     request = Request(
-        prompt=() if isinstance(prompt, Start) else prompt,
+        prompt=prompt.prompt if isinstance(prompt, Start) else prompt,
         sampling=sampling or Sampling(),
         max_tokens=max_tokens,
         seed=seed,
@@ -154,16 +165,24 @@ def generate(
         top=top,
         overflow=overflow,
     )
-    if not isinstance(prompt, (Prompt, Start)):
-        prompt = prepare(checkpoint, prompt, max_tokens=max_tokens, overflow=overflow)
-    shared = isinstance(prompt, Start)
-    begin = prompt if isinstance(prompt, Start) else start(checkpoint, prompt, max_tokens=max_tokens, tape=tape)
+    if isinstance(prompt, Start):
+        begin = replace(prompt, cache=prompt.cache.copy())  # others begin there too
+    else:
+        if not isinstance(prompt, Prompt):
+            prompt = prepare(checkpoint, prompt, max_tokens=max_tokens, overflow=overflow)
+        begin = start(checkpoint, prompt, max_tokens=max_tokens, tape=tape)
+    yield from answer(checkpoint, request, begin, tape=tape, lookup=lookup)
+
+
+def answer(
+    checkpoint: Checkpoint, request: Request, begin: Start, *, tape: Tape | None = None, lookup: bool = False
+) -> Iterator[Step]:
+    """The steps of a request whose prompt is computed; `begin`'s cache is filled by them."""
     n, room = len(begin.prompt.ids), begin.cache.capacity
-    if room < _capacity(checkpoint, n, max_tokens):
-        raise UsageError(f"this start has room for {room - n} tokens, and {max_tokens} are asked for")
-    cache, logits = begin.cache.copy() if shared else begin.cache, begin.logits
-    text = Text(checkpoint, begin.prompt, request)
-    text.capacity = cache.capacity
+    if room < _capacity(checkpoint, n, request.max_tokens):
+        raise UsageError(f"this start has room for {room - n} tokens, and {request.max_tokens} are asked for")
+    cache, logits = begin.cache, begin.logits
+    text = Text(checkpoint, begin.prompt, request, capacity=room)
     watches = isinstance(tape, Watcher) and tape.only_states
     fast = checkpoint.one_token() if tape is None or watches else None
     plain = partial(_next_logits, checkpoint, cache=cache, tape=tape, fast=fast)
@@ -189,11 +208,14 @@ def generate(
 class Text:
     """One text as it grows, token after token, until something ends it."""
 
-    def __init__(self, checkpoint: Checkpoint, prompt: Prompt, request: Request) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, prompt: Prompt, request: Request, *, capacity: int | None = None
+    ) -> None:
+        """capacity: of its cache, in tokens; None for as many as the request may need."""
         self.checkpoint, self.request = checkpoint, request
         self.ids = list(prompt.ids)  # that the model sees
-        self.n_first = len(self.ids)  # how many of them were computed at once, not one after the other
-        self.capacity = _capacity(checkpoint, self.n_first, request.max_tokens)
+        self.n_prefill = len(self.ids)  # how many of them were computed at once, not one after the other
+        self.capacity = capacity or _capacity(checkpoint, self.n_prefill, request.max_tokens)
         self.generated = list[int]()
         self.finish: Finish | None = "length" if request.max_tokens == 0 else None
         self._uniform = rng(secrets.randbits(32) if request.seed is None else request.seed, request.sample)
@@ -206,7 +228,7 @@ class Text:
         if len(self.ids) <= self.capacity:
             return False
         self.ids, self._n_dropped = _slid(self.checkpoint, self.ids, self.capacity)
-        self.n_first = len(self.ids)
+        self.n_prefill = len(self.ids)
         return True
 
     @property
@@ -223,7 +245,7 @@ class Text:
         """Scores after it, [V], and its cache, as it gets them alone: its beginning at once, the rest one by one."""
         checkpoint = self.checkpoint
         cache = Cache(checkpoint.config, self.capacity, device=checkpoint.device, dtype=checkpoint.dtype)
-        for n in range(self.n_first, len(self.ids) + 1):
+        for n in range(self.n_prefill, len(self.ids) + 1):
             logits = _next_logits(checkpoint, self.ids[:n], cache, None, checkpoint.one_token())
         return logits, cache
 
@@ -304,8 +326,8 @@ def _capacity(checkpoint: Checkpoint, n: int, max_tokens: int) -> int:
 
 def _slid(checkpoint: Checkpoint, ids: list[int], n_ctx: int) -> tuple[list[int], int]:
     """The newer half of a full context, behind the start token if there is one, and how many tokens went."""
-    n_first = 1 if checkpoint.tokenizer.bos_id is not None and ids[0] == checkpoint.tokenizer.bos_id else 0
-    kept = ids[:n_first] + ids[len(ids) - n_ctx // 2 + n_first :]
+    n_bos = int(checkpoint.begins(ids))
+    kept = ids[:n_bos] + ids[len(ids) - n_ctx // 2 + n_bos :]
     return kept, len(ids) - len(kept)
 
 
@@ -327,8 +349,8 @@ def _next_logits(
     if not finite(logits):
         tokens = torch.tensor([list(ids)], device=checkpoint.device)
         raise GptcliError(
-            f"the scores after token {cache.n_seen} are not numbers: {culprit(checkpoint, tokens)}",
-            hint=LOST,
+            f"the logits after token {cache.n_seen} are not finite: {culprit(checkpoint, tokens)}",
+            hint=NOT_FINITE,
         )
     return logits
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import replace
 
 from torch import Tensor
 
 from gptcli.certain import certain, plain
 from gptcli.checkpoint import Checkpoint
-from gptcli.generation import Request, Start, Text, generate, prepare, start
+from gptcli.generation import Request, Start, Text, answer, prepare, start
 from gptcli.records import Prompt, Step
 from gptcli.sample import Choice, adjust
 
@@ -30,7 +30,7 @@ class Joining:
         """
         for number, request in waiting:
             begin = self.start(request)
-            text = Text(self.checkpoint, begin.prompt, request)
+            text = Text(self.checkpoint, begin.prompt, request, capacity=begin.cache.capacity)
             if text.outgrows:
                 yield from self.alone(number, request)
             elif not text.finish:
@@ -51,8 +51,8 @@ class Joining:
 
     def alone(self, number: int, request: Request) -> Iterator[tuple[int, Step]]:
         """All of a text, by itself."""
-        values = {field.name: getattr(request, field.name) for field in fields(request)}
-        for step in generate(self.checkpoint, **values | {"prompt": self.start(request)}):
+        begin = self.start(request)
+        for step in answer(self.checkpoint, request, replace(begin, cache=begin.cache.copy())):
             yield number, step
 
 

@@ -27,6 +27,8 @@ BALLAST = re.compile(r".*\.(masked_bias|rotary_emb\.inv_freq|causal_mask)|rotary
 MASK = re.compile(r".*\.(attn|attention)\.bias")  # causal masks that old versions saved; rank 4, unlike a real bias
 OTHER_TOWERS = re.compile(r"(vision_tower|vision_model|multi_modal_projector)\..*")
 
+OF_WRAPPERS = ("bos_token_id", "eos_token_id", "pad_token_id", "quantization_config")  # said outside of text_config
+
 RESPONSIBLE = {  # which keys of config.json decide the shape of a parameter
     "embed": "vocab_size, hidden_size",
     "head": "vocab_size, hidden_size",
@@ -68,6 +70,10 @@ class Layout:
     dtype: str  # what most of the weights are stored as: F64, F32, F16 or BF16
     notes: tuple[str, ...]
 
+    def runs_as(self, device: str = "cpu") -> str:
+        """What the weights are loaded as unless told otherwise: CPUs are slow in float16, or cannot compute in it."""
+        return "F32" if self.dtype == "F64" or (self.dtype == "F16" and device == "cpu") else self.dtype
+
     @property
     def eos_ids(self) -> frozenset[int]:
         """Ids that end a text, as config.json and generation_config.json know them."""
@@ -89,7 +95,8 @@ class Layout:
 def look(name: str, *, revision: str | None = None, allow: Sequence[str] = ()) -> Layout:
     """Finds a checkpoint, reads its config and its headers, and decides where everything goes.
 
-    `allow`: keys of config.json to accept though they are not understood. Raises NotFound, BadCheckpoint, Unsupported.
+    revision: branch, tag or commit of a cached model. allow: keys of config.json to accept though they are not
+    understood. Raises NotFound, BadCheckpoint, Unsupported.
     """
     source = resolve(name, revision=revision)
     family, config, config_json = read_config(source.folder / "config.json", allow=allow)
@@ -123,7 +130,8 @@ def read_config(path: Path, *, allow: Sequence[str] = ()) -> tuple[str, Config, 
     values = read_object(path)
     kind = values.get("model_type")
     if kind == "gemma3" and isinstance(values.get("text_config"), dict):
-        values = {**values["text_config"], "model_type": "gemma3_text"}
+        outer = {key: values[key] for key in OF_WRAPPERS if values.get(key) is not None}
+        values = {**values["text_config"], **outer, "model_type": "gemma3_text"}
         kind = "gemma3_text"
     if not isinstance(kind, str):
         raise BadCheckpoint(f"{path.name}: 'model_type' is missing", hint="it says which family of decoders this is")
@@ -142,6 +150,7 @@ def read_config(path: Path, *, allow: Sequence[str] = ()) -> tuple[str, Config, 
         )
     reader = Reader(values, path.name, allow=allow)
     reader.only("is_encoder_decoder", False, "it is not a decoder alone")
+    reader.only("is_causal", True, "only causal attention is supported")
     config = family.read(reader)
     reader.finish()
     if isinstance(tied := values.get("tie_word_embeddings"), bool):  # what the files really hold decides in `place`

@@ -24,6 +24,7 @@ from gptcli.lens import CHUNK, end_of, head_of, room_for, scores
 from gptcli.model import Attention, Block, Decoder, Norm
 from gptcli.trace import Trace
 
+TINY = 1e-30  # where nothing is added up, nothing is off
 Logits = tuple[Tensor, Tensor | None]  # [W, T]: before a cap, and after it where there is one
 
 
@@ -137,21 +138,33 @@ def through_norm(norm: Norm | None, x: Tensor, w: Tensor) -> tuple[Tensor, Tenso
 class HeadLedger:
     """One layer's attention, head by head, and each head by the position it took from."""
 
-    heads: Tensor  # [H, T]
-    bias: Tensor  # of the output matrix and the norm behind it, [T]
-    sources: Tensor  # [H, T, T], the last axis the source; sums to `heads`
+    heads: Tensor  # [H, T]; 0 where an edit put the whole write there
+    bias: Tensor  # of the output matrix and the norm behind it, or what an edit put there, [T]
+    sources: Tensor  # [H, T, T], the last axis the source; sums to `heads`, but 0 for a head that an edit set
+    relative_error: float  # of heads and bias against the attention's own row: the worst, in units of what is added up
 
 
 @torch.inference_mode()
 def head_ledger(trace: Trace, layer: int, direction: Tensor) -> HeadLedger:
     """Splits what one layer's attention put in. direction: a ledger's, [T, C]."""
     c, z, v = trace.config, wide(trace.z[layer]), wide(trace.v[layer])
+    write = wide(trace.attn_out[layer]) * direction  # [T, C]
     block = trace.decoder.blocks[layer]
     assert isinstance(block, Block)
     g, bias = head_directions(block, z, direction * c.residual_scale)
     weights = trace.pattern_of(layer).to(z.dtype)
     gains = torch.einsum("htd,hsd->hts", g, shared(v, c.n_head))  # what a whole look at source s would put in
-    return HeadLedger(heads=(z * g).sum(-1), bias=bias, sources=weights * gains)
+    overwritten, replaced = (x.to(z.device) for x in (trace.overwritten(layer), trace.replaced(layer)))
+    heads = (z * g).sum(-1).masked_fill(overwritten, 0)
+    bias = torch.where(overwritten, write.sum(-1), bias)
+    error = (heads.sum(0) + bias - write.sum(-1)).abs()
+    size = heads.abs().sum(0) + bias.abs() + write.abs().sum(-1)  # in 16 bits its numbers were rounded one by one
+    return HeadLedger(
+        heads=heads,
+        bias=bias,
+        sources=(weights * gains).masked_fill((overwritten | replaced)[..., None], 0),
+        relative_error=float((error / size.clamp(min=TINY)).max()),
+    )
 
 
 def head_directions(block: Block, z: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:

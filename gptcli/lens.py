@@ -125,8 +125,8 @@ def read(
 ) -> Lens:
     """Reads states off. rows: [R, T, C]; final: the last state, [T, C], if it is not the last of the rows.
 
-    watch: ids to follow, [T, W]. size: ids from here on are padding: not listed, but part of the softmax as in the
-    model's own.
+    watch: ids to follow, [T, W]. size: ids from here on are padding: neither listed nor counted in a rank, but part of
+    the softmax as in the model's own.
     """
     end = end_of(decoder)
     R, T, _ = rows.shape
@@ -177,9 +177,11 @@ def _read_chunk(
     cross = log_total - torch.mul(z, p, out=e).sum(-1)
     own = cross[-1] if final is None else -(p * last).sum(-1)
     kl = (cross - own).clamp(min=0)
-    best = z[..., :size].topk(min(top, z[..., :size].shape[-1]), -1)
     watched = z.gather(-1, watch.expand(len(z), -1, -1))  # [R, P, W]
-    higher = [torch.gt(z, watched[..., w : w + 1], out=e).sum(-1).long() for w in range(watch.shape[1])]
+    listed = z[..., :size]
+    best = listed.topk(min(top, listed.shape[-1]), -1)
+    above = e[..., :size]
+    higher = [torch.gt(listed, watched[..., w : w + 1], out=above).sum(-1).long() for w in range(watch.shape[1])]
     rank = 1 + torch.stack(higher, -1) if higher else watched.long()
     return best.indices, best.values - log_total[..., None], entropy, kl, rank, watched - log_total[..., None]
 

@@ -30,14 +30,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return (y if bias is None else y + bias.float()).to(x.dtype).view(*x.shape[:-1], -1)
 
 
-def spelled() -> bool:
-    """Whether this is a pass on its way through the compiler, not to be trained."""
+def compiling() -> bool:
+    """Whether a pass is on its way through the compiler, and not to be trained."""
     return torch.compiler.is_compiling() and not torch.is_grad_enabled()
 
 
 def few_rows(x: Tensor) -> bool:
-    """Whether it is one of a single token, or of a few. x: [..., K]"""
-    return spelled() and x.numel() <= FEW * x.shape[-1]
+    """Whether a pass of one token, or of at most FEW, is being compiled. x: [..., K]"""
+    return compiling() and x.numel() <= FEW * x.shape[-1]
 
 
 @cache
@@ -100,7 +100,7 @@ def rows_times(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """torch's own, but for one token's pass."""
+    """torch's own, except in the pass of one token or of a few."""
 
     def reset_parameters(self) -> None:
         """Without memory there is nothing to draw; torch would take a third of a millisecond for it."""

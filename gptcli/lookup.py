@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from gptcli.cache import SLACK, Cache
+from gptcli.certain import certain, spread
 from gptcli.few import FewTokens
 from gptcli.linear import FEW, exact
 from gptcli.model import Decoder
@@ -193,13 +194,14 @@ class Lookup:
         """Whether rounding could have changed the choice that was made from the last scores."""
         if self.certain:
             return False
-        error, context = bound(logits[:size], self.cache.dtype), self.repeats.ids
-        return not firm(logits, choice, sampling, context=context, generated=generated, size=size, error=error)
+        adjusted = adjust(logits, sampling, context=self.repeats.ids, generated=generated)[:size]
+        error = bound(logits[:size], self.cache.dtype)
+        return certain(logits[None], adjusted[None], [sampling], [choice.draw or 0.0], [error])[0] is None
 
     def again(self, ids: Sequence[int], logits: Tensor) -> Tensor:
         """The scores after the last of `ids` by plain passes alone. logits: what they were taken for."""
         self.ahead, exact = [], self._redo(ids)
-        if apart(exact, logits) > bound(exact, self.cache.dtype):
+        if spread(exact, logits) > bound(exact, self.cache.dtype):
             self.ended = True
         return exact
 
@@ -219,55 +221,3 @@ class Lookup:
 def bound(logits: Tensor, dtype: torch.dtype) -> float:
     """How far scores may be off if they were computed with others, or after others that were."""
     return UNITS * torch.finfo(dtype).eps * float(logits.abs().max())
-
-
-def apart(logits: Tensor, others: Tensor) -> float:
-    """How far rounding moved likely tokens against each other. [V], [V]; a shift of all alike changes nothing."""
-    off = (others - logits)[logits.topk(min(64, len(logits))).indices]
-    return float(off.max() - off.min())
-
-
-def firm(
-    logits: Tensor,
-    choice: Choice,
-    sampling: Sampling,
-    *,
-    context: Sequence[int],
-    generated: Sequence[int],
-    size: int | None,
-    error: float,
-) -> bool:
-    """Whether the choice would be the same from all logits (V) that are nowhere farther than `error` from these.
-
-    The token's own place in the ranking must be fixed, or tokens before it in the draw could change; then the draw
-    must be clear of both ends of its share, wherever the filters may cut. Weights change by at most exp(error / T),
-    shares by its square. Which of two equals is the last that top-k keeps changes no more than that.
-    """
-    penalty = sampling.repetition_penalty
-    error *= max(1.0, penalty, 1 / penalty)
-    if choice.draw is None:
-        return choice.margin > 2 * error
-    scores = adjust(logits, sampling, context=context, generated=generated)[:size]
-    own, reach = scores[choice.id], 2 * error / sampling.temperature
-    if reach > 1 or int(((scores - own).abs() <= 2 * error).sum()) > 1:
-        return False
-    f = math.exp(reach) + 1e-9
-    weights = (scores.double() - scores.max()).div(sampling.temperature).exp()
-    before, share = float(weights[scores > own].sum()), float(weights[choice.id])
-    least = most = float(weights.sum())  # what the filters leave
-    if sampling.top_k or sampling.top_p < 1 or sampling.min_p:
-        n = sampling.top_k or choice.n_kept + choice.n_kept // 4 + 64
-        head = weights.topk(min(n, len(weights))).values  # best first
-        cut = head.cumsum(0) / (float(head.sum()) if sampling.top_k else most)
-        low = high = len(head)
-        if sampling.top_p < 1:
-            low, high = 1 + int((cut * f < sampling.top_p).sum()), 1 + int((cut < sampling.top_p * f).sum())
-        if sampling.min_p:
-            low = min(low, int((head >= sampling.min_p * f).sum()))
-            high = min(high, int((head * f >= sampling.min_p).sum()))
-        if not sampling.top_k and n <= high < len(weights):
-            return False  # the cut may lie anywhere
-        least, most = float(head[: max(low, 1)].sum()), float(head[:high].sum())
-    last = before + share >= most * (1 - 1e-12)
-    clear_below = before == 0 or before * f < choice.draw * least
-    return clear_below and before + share <= least * (1 + 1e-12) and (last or choice.draw * most * f < before + share)

@@ -196,14 +196,14 @@ def apply(checkpoint: Checkpoint, folder: Path) -> int:
     Every tensor is used or named in an error. Raises NotFound, BadCheckpoint, Unsupported.
     """
     rank, family = read_rank(folder), FAMILIES[checkpoint.family]
-    found = _pairs(folder, rank)
+    found = _pairs(folder)
     here = places(checkpoint, targets_of(family))
     by_stem = {strip(name): value for name, value in here.items()}
     decoder, n = dict(checkpoint.decoder.named_parameters()), 0
     for module, (a_info, b_info) in found.items():
         place = here.get(module) or by_stem.get(strip(module))
         if place is None:
-            raise BadCheckpoint(f"{WEIGHTS}: {module[:120]!r} is no linear layer of this {checkpoint.family} model")
+            raise BadCheckpoint(f"{WEIGHTS}: {module[:120]!r} is not a linear layer of this {checkpoint.family} model")
         fix, parts = place
         rows = sum(decoder[part.name].shape[0] for part in parts)
         width = decoder[parts[0].name].shape[1]
@@ -229,7 +229,7 @@ def apply(checkpoint: Checkpoint, folder: Path) -> int:
 
 def restore(checkpoint: Checkpoint, rank: Rank, folder: Path) -> None:
     """Fills the adapter on a decoder with the numbers of a saved one, so that its training can go on."""
-    found = _pairs(folder, rank)
+    found = _pairs(folder)
     for module, (fix, parts) in places(checkpoint, rank.targets).items():
         a, b = map(_read, found[module])
         if fix and fix is not CONV1D:
@@ -242,7 +242,7 @@ def restore(checkpoint: Checkpoint, rank: Rank, folder: Path) -> None:
             start += own.shape[0]
 
 
-def _pairs(folder: Path, rank: Rank) -> Mapping[str, tuple[TensorInfo, TensorInfo]]:
+def _pairs(folder: Path) -> Mapping[str, tuple[TensorInfo, TensorInfo]]:
     """Module -> its A and B."""
     if not (folder / WEIGHTS).is_file():
         raise NotFound(f"no adapter at {folder}: {WEIGHTS} is not there")

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from gptcli.cache import Cache, Keys
 from gptcli.config import Config, Rope
-from gptcli.linear import Linear, few_rows, linear, slow, spelled, stored
-from gptcli.rope import angles, turn
+from gptcli.linear import Linear, compiling, few_rows, linear, slow, stored
+from gptcli.rope import angles, apply_rotary
 from gptcli.rows import RowKeys, Rows
 
 OfEach = Tensor | list[Tensor]  # the same for all new tokens, or one of each
@@ -35,7 +35,10 @@ class Tape(Protocol):
         """The stream before the first block, [B, T, C]."""
 
     def heads(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, z: Tensor) -> Tensor:
-        """What the heads of a layer read and gather: q, z [B, H, T, D]; k, v [B, K, S, D]; mask as in `visible`."""
+        """What the heads of a layer read and gather: q, z [B, H, T, D]; k, v [B, K, S, D].
+
+        mask: [T, S] or [B, 1, 1, S], bool, True where a key is seen; None where plain causal order says it all.
+        """
 
     def write(self, layer: int, part: Literal["attn", "mlp"], x: Tensor) -> Tensor:
         """What a layer's attention or MLP is about to add to the stream, [B, T, C]."""
@@ -52,8 +55,8 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         w, b = self.weight, self.bias
-        if spelled():
-            return self._spelled(x)
+        if compiling():
+            return self._written_out(x)
         if self.kind == "layer" and (w is None or w.ndim == 1):
             return F.layer_norm(x, x.shape[-1:], w, b, self.eps)
         if self.kind == "layer":
@@ -67,7 +70,7 @@ class Norm(nn.Module):
             y = y.to(w.dtype) * w
         return (y if b is None else y + b).to(x.dtype)
 
-    def _spelled(self, x: Tensor) -> Tensor:
+    def _written_out(self, x: Tensor) -> Tensor:
         """The same for the compiler, which would take the sums of one row by another formula than those of a few."""
         y = stored(x)  # how many numbers are added side by side depends on the dtype of what is read
         if self.kind == "layer":
@@ -92,7 +95,7 @@ class Attention(nn.Module):
             self.k_norm = Norm(config, *config.qk_norm_shape(K), bias=config.qk_norm_bias)
         self.out = Linear(H * D, C, bias=config.out_bias)
 
-    def forward(self, x: Tensor, turns: Angles, keys: Keys | RowKeys | None, tape: Tape | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Angles, keys: Keys | RowKeys | None, tape: Tape | None) -> Tensor:
         c, layer, (B, T, _) = self.config, self.layer, x.shape
         q, k, v = self.q(x), self.k(x), self.v(x)  # [B, T, H*D], [B, T, K*D]
         if c.clip_qkv:
@@ -104,12 +107,12 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H, T, D], [B, K, T, D]
         if layer.rope:
-            cos, sin = turns[layer.rope]
-            q, k = turn(q, cos, sin), turn(k, cos, sin)
+            cos, sin = rotary[layer.rope]
+            q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
         if keys:
             k, v = keys.append(k, v)  # [B, K, S, D]
         if few_rows(x) and B == 1:  # k and v may be lists there
-            mask, z = None, look_back(q, k, v, layer.window, layer.scale, c.attn_softcap)
+            mask, z = None, attend_each(q, k, v, layer.window, layer.scale, c.attn_softcap)
         else:
             mask = visible(T, k.shape[2], layer.window, x.device, keys.lengths if keys else None)
             z = attend(q, k, v, mask, layer.scale, c.attn_softcap)  # [B, H, T, D]
@@ -119,7 +122,7 @@ class Attention(nn.Module):
 
 
 def visible(T: int, S: int, window: int | None, device: torch.device, lengths: Tensor | None = None) -> Tensor | None:
-    """Which of the last S keys each of the last T queries sees, [T, S]; None where plain causal order says it all.
+    """Which of the last S keys each of the last T queries sees, [T, S], bool; None where causal order says it all.
 
     lengths: [B], where the rows' texts differ in length and end together, T is 1; then [B, 1, 1, S].
     """
@@ -156,8 +159,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, s
     return scores.float().softmax(-1).to(v.dtype) @ v
 
 
-def look_back(q: Tensor, k: OfEach, v: OfEach, window: int | None, scale: float, softcap: float | None) -> Tensor:
-    """The same for few tokens on their way through the compiler, spelled out, each as if it came alone.
+def attend_each(q: Tensor, k: OfEach, v: OfEach, window: int | None, scale: float, softcap: float | None) -> Tensor:
+    """The same for few tokens on their way through the compiler, written out, each as if it came alone.
 
     q: [1, H, T, D]; k, v: [1, K, S, D], the T own ones last; or of each token what it sees, if they are of T texts.
     """
@@ -168,10 +171,10 @@ def look_back(q: Tensor, k: OfEach, v: OfEach, window: int | None, scale: float,
         seen = [slice(first, stop) for first, stop in zip(firsts, stops, strict=True)]
         k, v = [k[:, :, each] for each in seen], [v[:, :, each] for each in seen]
     every = zip(q.unbind(2), k, v, strict=True)
-    return torch.stack([_look_back(q, k, v, scale, softcap) for q, k, v in every], 2)
+    return torch.stack([_attend_one(q, k, v, scale, softcap) for q, k, v in every], 2)
 
 
-def _look_back(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> Tensor:
+def _attend_one(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> Tensor:
     """One token; each key and value is read once. [1, H, D]; [1, K, S, D] -> [1, H, D]"""
     asked = stored(q.reshape(1, k.shape[1], -1, q.shape[-1]).float() * scale)  # [1, K, H/K, D]
     keys, values, shared = k.float(), v.float(), range(asked.shape[2])
@@ -220,13 +223,13 @@ class Block(nn.Module):
         self.mlp_norm, self.mlp_out_norm = norm.get("mlp_norm"), norm.get("mlp_out_norm")
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, turns: Angles, keys: Keys | RowKeys | None, tape: Tape | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Angles, keys: Keys | RowKeys | None, tape: Tape | None) -> Tensor:
         c, attn_norm, mlp_norm = self.config, self.attn_norm, self.mlp_norm
         if c.post_norm and attn_norm and mlp_norm:  # the norm takes the sum
-            x = attn_norm(x + self._write("attn", self.attn(x, turns, keys, tape), None, tape))
+            x = attn_norm(x + self._write("attn", self.attn(x, rotary, keys, tape), None, tape))
             return mlp_norm(x + self._write("mlp", self.mlp(x), None, tape))
         read = attn_norm(x) if attn_norm else x
-        attn = self._write("attn", self.attn(read, turns, keys, tape), self.attn_out_norm, tape)
+        attn = self._write("attn", self.attn(read, rotary, keys, tape), self.attn_out_norm, tape)
         if c.parallel:
             read = mlp_norm(x) if mlp_norm else read
             return x + attn + self._write("mlp", self.mlp(read), self.mlp_out_norm, tape)
@@ -250,12 +253,12 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.ropes = tuple(dict.fromkeys(layer.rope for layer in config.layers if layer.rope))
-        self.embed = _table(config.n_vocab, config.d_vocab)
+        self.embed = _table(config.n_vocab, config.embed_width)
         self.pos_embed = _table(config.n_ctx, config.d_model) if config.learned_positions else None
-        self.embed_in = Linear(config.d_vocab, config.d_model, bias=False) if config.d_embed else None
+        self.embed_in = Linear(config.embed_width, config.d_model, bias=False) if config.d_embed else None
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.final_norm = Norm(config, config.d_model) if config.final_norm else None
-        self.embed_out = Linear(config.d_model, config.d_vocab, bias=False) if config.d_embed else None
+        self.embed_out = Linear(config.d_model, config.embed_width, bias=False) if config.d_embed else None
         self.head = Head(config)
 
     def forward(self, ids: Tensor, cache: Cache | Rows | None = None, tape: Tape | None = None) -> Tensor:
@@ -272,17 +275,17 @@ class Decoder(nn.Module):
         if cache and (start + T > cache.capacity or cache.outgrown(start + T)):
             raise ValueError(f"a cache for {cache.capacity} tokens that has seen {start} cannot take {T} more")
         where = cache.where(T) if cache else slice(0, T)
-        x = self.begin(ids, self.pos_embed.weight[where] if self.pos_embed else None)
+        x = self.embed_tokens(ids, self.pos_embed.weight[where] if self.pos_embed else None)
         if tape:
             x = tape.start(x)
-        turns = self.turns(where, start + T, cache)
+        rotary = self.rotary(where, start + T, cache)
         for i, block in enumerate(self.blocks):
-            x = block(x, turns, cache.layers[i] if cache else None, tape)
+            x = block(x, rotary, cache.layers[i] if cache else None, tape)
         if cache:
             cache.advance(T)
         return x
 
-    def begin(self, ids: Tensor, position: Tensor | None, *, wide: bool = False) -> Tensor:
+    def embed_tokens(self, ids: Tensor, position: Tensor | None, *, wide: bool = False) -> Tensor:
         """The vectors of the tokens, and of their places, [T, C], in families that learn these. [B, T] -> [B, T, C].
 
         wide: in float32, whatever the weights are in, as the compiled passes have the stream.
@@ -296,12 +299,12 @@ class Decoder(nn.Module):
             x = self.embed_in(x)
         return x if position is None else x + position
 
-    def turns(self, where: slice | Tensor, stop: int, cache: Cache | Rows | None) -> Angles:
-        """How far the rotary families turn what stands at these places, the last before `stop`; [B, 1] of rows."""
+    def rotary(self, where: slice | Tensor, stop: int, cache: Cache | Rows | None) -> Angles:
+        """Cos and sin of each kind of rotary positions at these places, the last before `stop`; [B, 1] of rows."""
         return {rope: self._angles(rope, where, stop, cache) for rope in self.ropes}
 
     def regimes(self, n_seen: int) -> tuple[int, ...]:
-        """With which rotary frequencies a text of so many tokens is computed; of some families that depends on it."""
+        """Which rotary frequencies a text of this many tokens is computed with: in some families that depends on it."""
         return tuple(rope.regime(n_seen) for rope in self.ropes)
 
     def readout(self, x: Tensor) -> Tensor:
@@ -336,16 +339,16 @@ def _rounded(value: float, dtype: torch.dtype) -> float:
 
 
 def _table(rows: int, width: int) -> nn.Embedding:
-    """Vectors by number, not filled: on the meta device torch fills with what imports its compiler, in two seconds."""
+    """A table of vectors, not filled: on the meta device filling it would import torch's compiler, two seconds."""
     return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
 
 
 class Head(nn.Module):
-    """The scores' own matrix, if the embedding does not serve for it too, and their bias, if there is one."""
+    """The unembedding: a matrix of its own unless the embedding serves for it, and a bias if the family has one."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.weight = None if config.tied else nn.Parameter(torch.empty(config.n_vocab, config.d_vocab))
+        self.weight = None if config.tied else nn.Parameter(torch.empty(config.n_vocab, config.embed_width))
         self.bias = nn.Parameter(torch.zeros(config.n_vocab)) if config.head_bias else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def read_place(text: str, *, option: str = "--ablate") -> Place:
     match = _PLACE.fullmatch(text.strip())
     if match is None:
         raise UsageError(
-            f"{option} {text!r} is no place in a model",
+            f"{option} {text!r} is not a place in a model",
             hint="write L9H4 for a head, L7.mlp, L7.attn, or L3 for a layer; L9H4:7/2 for one look",
         )
     layer, head, part = int(match[1]), match[2], match[3]

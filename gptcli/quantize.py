@@ -4,7 +4,8 @@ What is rounded are the matrices of the layers and the scores' own, which one to
 of which it reads a row, stays as it is. int4 keeps the scores, and what its kernel has no form for, in 8 bits.
 
 A rounded checkpoint is kept in the user's cache, because rounding takes longer than loading: as safetensors, by a key
-that changes with the files of weights. It can be deleted at any time.
+that changes with the files of weights. The key is made of their place, size and times and not of their contents, which
+would all have to be read at each start. What is kept can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def size(config: Config, bits: Bits, dtype: torch.dtype) -> int:
         else:
             total += n if rounded or name == "head.weight" else n * dtype.itemsize
         largest = max(largest, n * dtype.itemsize)
-    return total + largest + (config.n_vocab * config.d_vocab if config.tied else 0)
+    return total + largest + (config.n_vocab * config.embed_width if config.tied else 0)
 
 
 @torch.no_grad()
@@ -114,7 +115,9 @@ def whole(decoder: Decoder) -> None:
 
 def kept(layout: Layout, dtype: torch.dtype, bits: Bits) -> Path:
     """Where the rounded checkpoint of these files is kept, by their place, size and times; it need not exist."""
-    of = (FORMAT, bits, dtype, layout.family, layout.config, layout.config.layers)  # these are not in the config's repr
+    machine = torch.__version__, torch.backends.cpu.get_cpu_capability()  # they decide how int4 is packed
+    layers = layout.config.layers  # which the config leaves out of its repr
+    of = (FORMAT, bits, dtype, *machine, layout.family, layout.config, layers)
     digest = hashlib.sha256(repr(of).encode())
     for name in SOURCES:
         digest.update((Path(__file__).parent / name).read_bytes())
@@ -145,7 +148,7 @@ def restore(decoder: Decoder, file: Path, dtype: torch.dtype) -> bool:
             bias = linear.bias is not None
             decoder.set_submodule(name, _read(found, name, linear.weight.shape, dtype if bias else None))
         c = decoder.config
-        head = _read(found, "head.matrix", (c.n_vocab, c.d_vocab), dtype if c.head_bias else None)
+        head = _read(found, "head.matrix", (c.n_vocab, c.embed_width), dtype if c.head_bias else None)
         decoder.set_submodule("head", RoundedHead(cast(Int8, head)))
         for name, parameter in list(decoder.named_parameters()):
             if parameter.is_meta:

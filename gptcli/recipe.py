@@ -25,7 +25,10 @@ RAMP_FROM, RAMP = 32_000, 12_000_000_000  # "over the first 4-12 billion tokens"
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One training run. A batch is `batch` sequences of `n_ctx` tokens; token counts are of tokens predicted."""
+    """One training run. A batch is `batch` sequences of `n_ctx` tokens; token counts are of tokens predicted.
+
+    Raises UsageError for counts below 1, and for a learning rate that is no number above 0.
+    """
 
     n_steps: int
     n_ctx: int
@@ -41,7 +44,7 @@ class Recipe:
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
-    clip: float = 1.0
+    clip: float = 1.0  # norm above which the gradient is scaled down to it
     weight_decay: float = 0.1
     seed: int = 0
     # how it is computed: another answer gives other bits, so a run keeps to the one it began with

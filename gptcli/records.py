@@ -95,6 +95,7 @@ class Card:
     n_ctx: int
     traits: tuple[tuple[str, str], ...]  # what the decoder does, in words
     n_context: int  # the context that the memory below is for, in tokens
+    loaded_as: str  # the dtype that it is for: what the files hold becomes this when it is loaded, on the CPU
     weight_bytes: int
     cache_bytes: int
     files: tuple[str, ...]

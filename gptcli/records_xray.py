@@ -60,7 +60,7 @@ class Book:
 class Attention:
     """Who looked where."""
 
-    patterns: Table  # [L, H, T, T], rows sum to 1
+    patterns: Table  # [L, H, T, T], rows sum to 1, or less where looks were set to 0
     sink: Table  # mean share of position 0 over the queries after it, [L, H]
     error: float  # what the patterns gather, against what was gathered, relative
 
@@ -147,10 +147,10 @@ class WhatIf:
     """The same text with something switched off or exchanged: pairs are before and after."""
 
     edits: tuple[str, ...]
-    how: str  # "zero", "mean"; of looks alone: "look" if forbidden, "look=0" if set to 0, "looks"; of patches alone ""
-    before: tuple[int, ...]  # the answers, greedy
+    how: str  # of each kind of edit a word: "zero", "mean"; "look" if forbidden, "look=0" if set to 0, "looks"; "patch"
+    before: tuple[int, ...]  # the answers
     after: tuple[int, ...]
-    target: int  # the first token of the answer before
+    target: int  # the likeliest token before, whether or not the answer was drawn
     rival: int
     logprob: tuple[float, float]
     rank: tuple[int, int]
@@ -224,7 +224,7 @@ class Scan:
 
     model: str
     family: str
-    fingerprint: str  # of the config, so that traces of different models are not compared
+    fingerprint: str  # of shape and vocabulary, so that traces of different models are not compared
     version: str  # of gptcli
     n_layer: int
     n_head: int
@@ -252,6 +252,9 @@ class Scan:
     walk: Walk | None = None
     what_if: WhatIf | None = None
     mosaic: Mosaic | None = None
+    seed: int | None = None  # of the draws; None where none was made
+    adapter: str | None = None  # that was added to the weights, by name
+    rounding: str | None = None  # "int8", "int4": to what the weights were rounded
 
     @property
     def n_positions(self) -> int:

@@ -57,7 +57,7 @@ def angles(rope: Rope, n: int, regime: int, device: torch.device, dtype: torch.d
     return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
 
 
-def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates the first `dim` numbers of each head. x: [B, H, T, D]; cos, sin: [T, dim]."""
     dim = cos.shape[-1]
     part = x if dim == x.shape[-1] else x[..., :dim]

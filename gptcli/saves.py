@@ -18,7 +18,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -118,6 +119,38 @@ def newest(run: Path) -> Save | None:
     if (run / "LATEST").exists():
         raise BadCheckpoint(f"the saves of this run are gone from {steps}", hint="start again in a new folder")
     return None
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Keeps other processes from training in the same folder; the system lets go when this one ends, however it ends.
+
+    Raises GptcliError where one is training there already.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    try:
+        file = (run / "lock").open("w")
+    except OSError as error:
+        raise GptcliError(f"{run} cannot be written: {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GptcliError(
+                f"a process is training in {run.parent} already", hint="wait for it, or stop it"
+            ) from None
+        yield
+
+
+def drop_damaged(run: Path, found: Save) -> None:
+    """Removes the saves that `newest` had to skip, which would count among the newest that are kept."""
+    for folder in _finished(run / "steps"):
+        if folder.name > found.folder.name:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _finished(steps: Path) -> list[Path]:

@@ -6,6 +6,7 @@ prompt ──> the pass that writes the answer, under a tape ──> lens, ledge
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from gptcli.checkpoint import Checkpoint
 from gptcli.errors import CheckFailed, UsageError
 from gptcli.generation import generate
 from gptcli.ledger import Ledger, head_ledger, ledger, logits, refusal
-from gptcli.lens import BOUNDS, Lens, depth, disagreement, norms, read
+from gptcli.lens import BOUNDS, WIDE, Lens, depth, disagreement, norms, read
 from gptcli.model import Tape
 from gptcli.records import Prompt, Step
 from gptcli.records_xray import Attention, Book, Cells, Check, Lengths, Roles, Scan
@@ -32,6 +33,7 @@ LEDGER_BOUND = 1e-4  # of all that is added up
 N_SOURCES = 3  # positions that a head's row of the ledger names
 N_NUMBERS = 48  # of a vector that are kept to be drawn
 MOST_PATTERNS = 1 << 25  # numbers
+N_PIECES = 1000  # of a vocabulary that tell it from others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ class Run:
     trace: Trace
     prompt: Prompt
     steps: tuple[Step, ...]
+    seed: int | None = None  # of the draws; None where none was made
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -66,7 +69,8 @@ def run(
     steps = tuple(
         generate(checkpoint, prompt, sampling=sampling, seed=seed, max_tokens=max_tokens, top=top, tape=trace)
     )
-    done = Run(trace=trace, prompt=prompt, steps=steps)
+    drawn = any(step.draw is not None for step in steps)
+    done = Run(trace=trace, prompt=prompt, steps=steps, seed=seed if drawn else None)
     trace.ids = done.ids[: trace.n_positions]
     return done
 
@@ -116,6 +120,9 @@ def scan(
         own = logits(decoder, states[-1], torch.stack([target, rival]))
         books = [(True, ledger(trace, target, rival, own=own)), (False, ledger(trace, target, own=own))]
     check = _check(checkpoint, done, cells, said, [book for _, book in books], edits)
+    looks = _attention(trace) if attention else None
+    if heads and not looks:  # whose sources are shown
+        _gathered(trace)
     named = {*ids, *answers.tolist(), *rivals.tolist(), *lens.ids.flatten().tolist()}
     if middle:
         named |= {*middle.ids.flatten().tolist()}
@@ -147,7 +154,8 @@ def scan(
         check=check,
         pieces=pieces,
         special=special,
-        attention=_attention(trace) if attention else None,
+        attention=looks,
+        seed=done.seed,
     )
 
 
@@ -168,9 +176,14 @@ def spelled(checkpoint: Checkpoint, ids: set[int]) -> tuple[dict[int, bytes], di
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """Of the config and the size of the vocabulary: traces with different ones are of different models."""
-    text = json.dumps([checkpoint.config_json, checkpoint.tokenizer.size], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """Of family, shape and vocabulary: traces with different ones are of different models.
+
+    config.json itself may differ between copies of one model: a library that saves it adds its version.
+    """
+    config, tokenizer = checkpoint.config, checkpoint.tokenizer
+    some = range(0, tokenizer.size, 1 + tokenizer.size // N_PIECES)  # all of a large vocabulary takes too long
+    known = (checkpoint.family, dataclasses.asdict(config), tokenizer.size, [tokenizer.piece(i) for i in some])
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _version() -> str:
@@ -196,12 +209,22 @@ def _cells(lens: Lens, rows: tuple[str, ...], positions: Sequence[int]) -> Cells
 
 
 def _book(trace: Trace, book: Ledger, against_rival: bool, *, heads: bool) -> Book:
-    split = [head_ledger(trace, i, book.direction) for i in range(trace.config.n_layer)] if heads else []
-    n = min(N_SOURCES, trace.n_positions)
-    # what was put there by an edit came from no token
-    came = [s.sources.masked_fill(trace.replaced(i)[..., None].to(s.sources.device), 0) for i, s in enumerate(split)]
-    at = [sources.abs().topk(n, -1).indices for sources in came]  # [H, T, n]
-    values = [sources.gather(-1, i) for sources, i in zip(came, at, strict=True)]
+    shares, biases, at, values = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
+    n, dtype = min(N_SOURCES, trace.n_positions), trace.embed.dtype
+    bound = LEDGER_BOUND if dtype in WIDE else BOUNDS[dtype]
+    for i in range(trace.config.n_layer) if heads else ():  # one by one: every source of every head is a large table
+        split = head_ledger(trace, i, book.direction)
+        if not split.relative_error <= bound:
+            raise CheckFailed(
+                f"the x-ray does not hold, so it is not shown: the heads of L{i} do not add up to its attention "
+                f"(relative error {split.relative_error:.1e})",
+                hint=f"the bound in {_name(dtype)} is {bound:.0e}; how heads share the output matrix, its bias or the "
+                "norm behind it was misread",
+            )
+        shares.append(split.heads)
+        biases.append(split.bias)
+        at.append(split.sources.abs().topk(n, -1).indices)  # [H, T, n]
+        values.append(split.sources.gather(-1, at[-1]))
     return Book(
         against_rival=against_rival,
         names=book.names,
@@ -210,8 +233,8 @@ def _book(trace: Trace, book: Ledger, against_rival: bool, *, heads: bool) -> Bo
         total=table(book.total.float()),
         logit=table(book.logit.float()),
         capped=None if book.capped is None else table(book.capped.float()),
-        heads=table(torch.stack([s.heads for s in split]).float()) if heads else None,
-        head_bias=table(torch.stack([s.bias for s in split]).float()) if heads else None,
+        heads=table(torch.stack(shares).float()) if heads else None,
+        head_bias=table(torch.stack(biases).float()) if heads else None,
         source_positions=table(torch.stack(at)) if heads else None,
         source_parts=table(torch.stack(values).float()) if heads else None,
     )
@@ -221,15 +244,23 @@ def _attention(trace: Trace) -> Attention:
     c, T = trace.config, trace.n_positions
     if (n := c.n_layer * c.n_head * T * T) > MOST_PATTERNS:
         raise UsageError(f"{n:,} numbers of attention are too many to keep", hint="a shorter text, or fewer tokens")
-    patterns, sinks, errors = [], [], []
+    patterns, sinks, error = [], [], _gathered(trace)
+    for i in range(c.n_layer):
+        pattern = trace.pattern_of(i)
+        patterns.append(pattern.half())
+        sinks.append(sink_share(pattern))
+    return Attention(patterns=table(torch.stack(patterns)), sink=table(torch.stack(sinks)), error=error)
+
+
+def _gathered(trace: Trace) -> float:
+    """How far what the patterns gather is from what the heads did, relative. Raises CheckFailed."""
+    c, errors = trace.config, []
     for i in range(c.n_layer):
         pattern = trace.pattern_of(i)
         gathered = pattern @ shared(trace.v[i], c.n_head).to(pattern.dtype)
         z = trace.z[i].to(pattern.dtype)
         off = (gathered - z).abs().masked_fill(trace.replaced(i)[..., None].to(z.device), 0)
         errors.append(off.max() / z.abs().max().clamp(min=1e-30))
-        patterns.append(pattern.half())
-        sinks.append(sink_share(pattern))
     bound, error = BOUNDS[trace.z.dtype], float(torch.stack(errors).max())  # Python's max would lose a NaN
     if not error <= 2 * bound:
         raise CheckFailed(
@@ -237,7 +268,7 @@ def _attention(trace: Trace) -> Attention:
             f"did (relative error {error:.1e}, bound {2 * bound:.0e})",
             hint="which keys a head sees, how heads share them, the scale or the cap of the scores was misread",
         )
-    return Attention(patterns=table(torch.stack(patterns)), sink=table(torch.stack(sinks)), error=error)
+    return error
 
 
 def _check(
@@ -294,7 +325,7 @@ def _check(
             hint=f"the bound is {LEDGER_BOUND:.0e}; the final norm's statistics, gain or shift was misread",
         )
     tokenizer, first = checkpoint.tokenizer, done.prompt.ids[0]
-    start = tokenizer.piece(first) if first in (tokenizer.bos_id, checkpoint.start_id) else None
+    start = tokenizer.piece(first) if checkpoint.begins(done.prompt.ids) else None
     return Check(
         lens=off,
         lens_bound=row,

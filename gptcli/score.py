@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gptcli.checkpoint import Checkpoint
 from gptcli.errors import GptcliError, UsageError
-from gptcli.generation import LOST, culprit
+from gptcli.generation import NOT_FINITE, culprit
 from gptcli.records import Scored
 
 ROWS = 1 << 24  # scores of the vocabulary held at once: 64 MB in float32
@@ -57,7 +57,7 @@ def _scored(checkpoint: Checkpoint, texts: list[str], batch: int, stride: int | 
         for k, (i, row, n_known) in enumerate(part):
             if not bool(logprobs[k].isfinite().all()):
                 where = culprit(checkpoint, torch.tensor([row], device=checkpoint.device))
-                raise GptcliError(f"the scores of the text are not numbers: {where}", hint=LOST)
+                raise GptcliError(f"the logits of the text are not finite: {where}", hint=NOT_FINITE)
             found[i] += logprobs[k][n_known - 1 :].tolist()
     for i, ids in enumerate(encoded):
         spelled = b"".join(map(tokenizer.raw, ids))  # where the context ends within a character, what it has of it

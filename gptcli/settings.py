@@ -69,18 +69,26 @@ OPTIONS: Mapping[str, Option] = {
 def config_path(environ: Mapping[str, str] = os.environ) -> Path:
     """$GPTCLI_CONFIG, else gptcli/config.toml in $XDG_CONFIG_HOME or ~/.config; it need not exist."""
     if chosen := environ.get("GPTCLI_CONFIG"):
-        return Path(chosen).expanduser()
+        return _expanded(Path(chosen))
     home = Path(environ.get("XDG_CONFIG_HOME", ""))
     if not home.is_absolute():  # the XDG specification says to ignore a relative one
-        home = Path("~/.config").expanduser()
+        home = _expanded(Path("~/.config"))
     return home / "gptcli" / "config.toml"
+
+
+def _expanded(path: Path) -> Path:
+    """With the home folder for ~; as it is where there is none, so that nothing is found there."""
+    try:
+        return path.expanduser()
+    except RuntimeError:  # no HOME and no such user
+        return path
 
 
 def load_config(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """The config file, every key known and every value checked; empty when there is none and none was asked for."""
     path = config_path(environ)
     try:
-        table = tomllib.loads(path.read_bytes().decode())
+        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         if environ.get("GPTCLI_CONFIG"):
             raise NotFound(f"no config file {path}", hint="GPTCLI_CONFIG names it; correct or unset it") from None
@@ -134,7 +142,7 @@ def _check_spelling(environ: Mapping[str, str]) -> None:
     known = {f"GPTCLI_{key.upper()}" for key in OPTIONS} | {"GPTCLI_CONFIG", "GPTCLI_DEBUG"}
     for name in environ:
         if name.startswith("GPTCLI_") and name not in known and (near := get_close_matches(name, known, 1, 0.9)):
-            raise UsageError(f"{name} in the environment is no setting", hint=f"did you mean {near[0]}?")
+            raise UsageError(f"{name} in the environment is not a setting", hint=f"did you mean {near[0]}?")
 
 
 def _from_model(generation_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,6 +176,11 @@ def _parsed(kind: type, text: str) -> Any:
         return text
 
 
+def _is_text(value: str) -> bool:
+    """Not empty, and no bytes in it that are not UTF-8; these arrive as lone surrogates."""
+    return bool(value) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def checked(key: str, value: Any, where: str, *, refusal: type[GptcliError] = UsageError, hint: str = "") -> Any:
     """The value in its exact type, or an error that says where it stands and what is allowed."""
     kind, _, allowed = OPTIONS[key]
@@ -180,9 +193,9 @@ def checked(key: str, value: Any, where: str, *, refusal: type[GptcliError] = Us
             return value
         expected = "true or false"
     elif kind is tuple:
-        if isinstance(value, (list, tuple)) and all(isinstance(text, str) and text for text in value):
+        if isinstance(value, (list, tuple)) and all(isinstance(text, str) and _is_text(text) for text in value):
             return tuple(value)
-        expected = "a list of texts, none of them empty"
+        expected = "a list of texts in UTF-8, none of them empty"
     elif allowed:
         if isinstance(value, str) and any(re.fullmatch(word.replace("N", "[0-9]{1,4}"), value) for word in allowed):
             return value

@@ -21,10 +21,13 @@ SLICE = 768  # tokens read at once: 768 rows of 576 numbers are 1.8 MB
 
 
 class Strips:
-    """A tape that remembers the newest position of the last pass. `edits` may change what passes."""
+    """A tape that remembers the newest position of the last pass. `edits` may change what passes.
 
-    def __init__(self, decoder: Decoder, *, edits: Tape | None = None) -> None:
-        self._decoder, self._edits = decoder, edits
+    size: ids from here on are padding: in the softmax, but never the best, nor counted in a rank.
+    """
+
+    def __init__(self, decoder: Decoder, *, edits: Tape | None = None, size: int | None = None) -> None:
+        self._decoder, self._edits, self._size = decoder, edits, size
         self.only_states = edits is None
         n_vocab, on_cpu = decoder.config.n_vocab, decoder.embed.weight.device.type == "cpu"
         self._n = SLICE if on_cpu else n_vocab
@@ -78,15 +81,16 @@ class Strips:
         for i, part in enumerate(self._slices):
             z[:, i * self._n : (i + 1) * self._n] = scores(part, states)
         own = z[:, id].clone()
-        best = z.amax(-1)
-        rank = 1 + int((z[-1] > own[-1]).sum())
-        z -= best[:, None]
+        most = z.amax(-1)
+        best = most if self._size in (None, z.shape[1]) else z[:, : self._size].amax(-1)
+        rank = 1 + int((z[-1, : self._size] > own[-1]).sum())
+        z -= most[:, None]
         e = torch.exp(z, out=self._e)
         total = e.sum(-1)
         p = e[-1] / total[-1]
         cross = total.log() - torch.mul(z, p, out=e).sum(-1)  # as in lens.read: sums by halves, 0 for the last row
-        own_logprob = own - best - total.log()
-        error = abs(float(own_logprob[-1]) - logprob) / max(1.0, float(best[-1].abs()))
+        own_logprob = own - most - total.log()
+        error = abs(float(own_logprob[-1]) - logprob) / max(1.0, float(most[-1].abs()))
         if not error <= 2 * BOUNDS[self._decoder.embed.weight.dtype]:
             raise CheckFailed(
                 "the x-ray does not hold, so it is not shown: its last layer gives the written token another "

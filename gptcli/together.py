@@ -49,9 +49,7 @@ class Together:
                 if found is None:
                     break
                 number, text, begin = found
-                cache = begin.cache.copy()
-                text.capacity = cache.capacity
-                self.running.append(_Running(number, text, cache))
+                self.running.append(_Running(number, text, begin.cache.copy()))
             if not self.running:
                 return
             yield from self._step()

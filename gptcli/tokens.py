@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import BadCheckpoint, GptcliError, Unsupported, UsageError
-from gptcli.folder import no_garbage_collection, read_object
+from gptcli.folder import no_garbage_collection, read_bytes, read_object
 
 _FILE_LIMIT = 128 << 20  # bytes; gemma's tokenizer.json has 33 MB
 _CONFIG_LIMIT = 16 << 20
@@ -78,12 +78,13 @@ class Tokenizer:
         with no_garbage_collection():
             if path.exists():
                 return cls(read_object(path, limit=_FILE_LIMIT), names, n_vocab=n_vocab, where=path.name)
-            return cls(_assemble(folder, names), names, n_vocab=n_vocab, where="vocab.json")
+            return cls(_assemble(folder, names), names, n_vocab=n_vocab, where="vocab.json with merges.txt")
 
     def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
         """Ids of a text. `bos`: None as the tokenizer itself does, True one start token, False none; never two.
 
-        Tokens which a tokenizer appends at the end are left out: a text that is to be continued is not closed.
+        Tokens which a tokenizer appends at the end are left out: a text that is to be continued is not closed. Raises
+        UsageError for half a character, and for a start token where there is none.
         """
         try:
             text.encode()
@@ -234,9 +235,8 @@ def _assemble(folder: Path, names: dict[str, Any]) -> dict[str, Any]:
         raise BadCheckpoint(f"no tokenizer.json in {folder}, nor vocab.json with merges.txt", hint=hint)
     vocab = read_object(folder / "vocab.json", limit=_FILE_LIMIT)
     try:
-        with (folder / "merges.txt").open("rb") as file:
-            lines = file.read(_FILE_LIMIT).decode().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_bytes(folder / "merges.txt", limit=_FILE_LIMIT).decode().replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
         raise BadCheckpoint(f"merges.txt cannot be read: {error}") from None
     added = folder / "added_tokens.json"
     more = read_object(added, limit=_CONFIG_LIMIT) if added.exists() else {}
@@ -270,7 +270,7 @@ def _model(data: dict[str, Any], where: str) -> dict[str, Any]:
     pairs = [x.split(" ") if type(x) is str else x for x in merges]
     for at, pair in enumerate(pairs):
         if type(pair) is not list or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
-            raise BadCheckpoint(f"{where}: merge {at} is no pair of pieces: {str(merges[at])[:60]!r}")
+            raise BadCheckpoint(f"{where}: merge {at} is not a pair of pieces: {str(merges[at])[:60]!r}")
     pairs = [(left, right) for left, right in pairs]
     kept = {key: model.get(key) for key in ("unk_token", "fuse_unk", "byte_fallback", "ignore_merges")}
     return {"vocab": vocab, "merges": pairs} | {key: value for key, value in kept.items() if value is not None}
@@ -280,10 +280,10 @@ def _added_tokens(data: dict[str, Any], vocab: dict[str, Any], names: dict[str, 
     """The file's added tokens, and the special ones that tokenizer_config.json finds in the vocabulary, by id."""
     listed = data.get("added_tokens") or []
     if not isinstance(listed, list) or not all(isinstance(token, dict) for token in listed):
-        raise BadCheckpoint(f"{where}: added_tokens is no list of tokens")
+        raise BadCheckpoint(f"{where}: added_tokens is not a list of tokens")
     added = [{**_FLAGS, **token} for token in listed]
     known = {str(token["content"]) for token in added}
-    for content in sorted({str(names.get(role)) for role in _ROLES} & vocab.keys() - known):
+    for content in sorted({names[role] for role in _ROLES if role in names} & vocab.keys() - known):
         added.append({**_FLAGS, "id": vocab[content], "content": content, "special": True})
     for token in added:
         if type(token.get("id")) is not int or not isinstance(token["content"], str):

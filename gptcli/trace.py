@@ -12,18 +12,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from gptcli.attention import pattern
+from gptcli.attention import Cut, pattern
 from gptcli.checkpoint import Checkpoint, load
 from gptcli.errors import Unsupported
-from gptcli.generation import Start, prepare, start
+from gptcli.generation import prepare, start
 from gptcli.model import Block, Decoder, Tape
 
 Part = Literal["attn", "mlp"]
+
+
+@runtime_checkable
+class Editor(Tape, Protocol):
+    """A tape that changes what passes, and says where."""
+
+    def replaced(self, layer: int, T: int) -> Tensor:
+        """Which heads' outputs are put there, and not what the heads gathered. [H, T], bool."""
+
+    def overwritten(self, layer: int, T: int) -> Tensor:
+        """Where the attention's whole write is put there, and not the sum of its heads. [T], bool."""
+
+    def cut(self, layer: int, T: int, S: int, first: int = 0) -> Cut | None:
+        """The looks that are taken away, of T tokens from position `first` on at the S keys that end with theirs."""
 
 
 class Trace:
@@ -37,6 +51,7 @@ class Trace:
         self, decoder: Decoder, *, edits: Tape | None = None, ids: Sequence[int] = (), heads: bool = True
     ) -> None:
         self.decoder, self.config, self.edits, self._keeps_heads = decoder, decoder.config, edits, heads
+        self._editor = edits if isinstance(edits, Editor) else None
         self.ids = tuple(ids)  # the tokens at the positions, where they are known
         self._kept: dict[tuple[str, int], list[Tensor]] = {}  # (field, layer) -> one tensor for each pass
         self._joined: dict[str, Tensor] = {}
@@ -124,9 +139,15 @@ class Trace:
 
     def replaced(self, layer: int) -> Tensor:
         """Which heads' outputs an edit has put there, instead of what they gathered. [H, T], bool, on the CPU."""
-        replaced = getattr(self.edits, "replaced", None)  # of tapes that do so
-        nothing = torch.zeros(self.config.n_head, self.n_positions, dtype=torch.bool)
-        return replaced(layer, self.n_positions) if replaced else nothing
+        if self._editor:
+            return self._editor.replaced(layer, self.n_positions)
+        return torch.zeros(self.config.n_head, self.n_positions, dtype=torch.bool)
+
+    def overwritten(self, layer: int) -> Tensor:
+        """Where an edit has put the attention's whole write, so that no head wrote. [T], bool, on the CPU."""
+        if self._editor:
+            return self._editor.overwritten(layer, self.n_positions)
+        return torch.zeros(self.n_positions, dtype=torch.bool)
 
     def _check_keeps(self, field: str) -> None:
         if field in ("q", "k", "v", "z") and not self._keeps_heads:
@@ -198,8 +219,7 @@ class Trace:
         """The same of one layer, rebuilt from queries and keys. [H, T, T], float32."""
         self._check_keeps("q")
         q, k = (torch.cat(self._kept[field, layer], -2) for field in ("q", "k"))
-        cut = getattr(self.edits, "cut", None)  # of tapes that take looks away
-        without = cut(layer, q.shape[1], k.shape[1]) if cut else None
+        without = self._editor.cut(layer, q.shape[1], k.shape[1]) if self._editor else None
         return pattern(q, k, self.config.layers[layer], self.config.attn_softcap, without)
 
 
@@ -213,11 +233,14 @@ def xray(model: Checkpoint | Path | str, text: str | Sequence[int] = "", *, edit
 
     `.numpy()` converts them; those of a model in bfloat16, which numpy does not know, `.float().numpy()`.
 
-    model: a checkpoint, or what `load` takes. text: as for `generate`; token ids are taken as they are. Raises
-    UsageError for an empty text with a model that has no start token.
+    model: a checkpoint, or what `load` takes. text: as for `generate`; token ids are taken as they are. edits: a tape
+    that changes what passes, as whatif.Edits does.
+
+    Raises what `load` raises, and UsageError for a text that does not fit the context, or an empty one with a model
+    that has no start token.
     """
     checkpoint = model if isinstance(model, Checkpoint) else load(str(model))
-    prompt = prepare(checkpoint, text, overflow="error")
+    prompt = prepare(checkpoint, text, max_tokens=0)
     trace = Trace(checkpoint.decoder, edits=edits, ids=prompt.ids)
-    _: Start = start(checkpoint, prompt, max_tokens=0, tape=trace)
+    start(checkpoint, prompt, max_tokens=0, tape=trace)
     return trace

@@ -30,7 +30,7 @@ def save(scan: Scan, path: Path | str) -> None:
     """Writes the whole file or nothing, through a link to where it leads. Raises GptcliError, UsageError."""
     path, tables = Path(os.path.realpath(path)), dict[str, Table]()
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is no ordinary file", hint="choose another place for the trace")
+        raise UsageError(f"{path} is not an ordinary file", hint="choose another place for the trace")
     value = _plain(scan, "", tables)
     header: dict[str, Any] = {
         "__metadata__": {"format": FORMAT, "schema": SCHEMA, "scan": json.dumps(value, allow_nan=False)}
@@ -68,7 +68,7 @@ def load(path: Path | str) -> Scan:
         raise NotFound(f"no trace {path}", hint="gptcli xray TEXT --save run.xray makes one")
     tensors, metadata = read_header(path)
     if metadata.get("format") != FORMAT:
-        raise BadCheckpoint(f"{path.name} is no x-ray: its metadata does not say {FORMAT!r}")
+        raise BadCheckpoint(f"{path.name} is not an x-ray: its metadata does not say {FORMAT!r}")
     if metadata.get("schema") != SCHEMA:
         raise UsageError(
             f"{path.name} is a trace of schema {metadata.get('schema')!r}, and this gptcli reads {SCHEMA!r}",
@@ -84,7 +84,7 @@ def load(path: Path | str) -> Scan:
     try:
         scan = _record(parse_json(metadata["scan"].encode(), f"the scan in {path.name}"), tables)
         if not isinstance(scan, Scan):
-            raise ValueError("the record is no scan")
+            raise ValueError("the record is not a scan")
         _check_shapes(scan)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise BadCheckpoint(f"{path.name} is malformed: {error}") from None
@@ -159,7 +159,7 @@ def _check_shapes(scan: Scan) -> None:
             raise ValueError(f"{name} has the shape {list(table.shape)}")
     if scan.walk:
         _check_walk(scan.walk, T)
-    if len(scan.rivals) != T or len(scan.depth) != T or not all(math.isfinite(x) for x in (scan.check.lens,)):
+    if len(scan.rivals) != T or len(scan.depth) != T or not math.isfinite(scan.check.lens):
         raise ValueError("its lists are not as long as the text")
     known = scan.pieces.keys()
     ids = {*scan.ids, *scan.answers, *scan.rivals}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -64,6 +64,7 @@ class Training:
     ) -> None:
         self.decoder, self.batches, self.recipe = decoder, batches, recipe
         self.step, self.n_tokens = step, n_tokens
+        self.saved = step  # the last step that is kept on the disk; 0: none
         self.torn = False  # while an update is half made: then the parameters are those of no step
         self.device = decoder.embed.weight.device
         self.parameters = {name: p for name, p in decoder.named_parameters() if p.requires_grad}
@@ -74,24 +75,17 @@ class Training:
         most = min(MICRO_TOKENS, MICRO_SCORES // decoder.config.n_vocab)
         self._micro = recipe.micro_batch or max(1, most // recipe.n_ctx)
         uneven = isinstance(batches, Pairs)  # as wide as a batch's longest row; or each width would be compiled anew
-        self._losses = torch.compile(self._sum, dynamic=uneven) if recipe.compiled else self._sum
+        self._fast = torch.compile(self._sum, dynamic=uneven) if recipe.compiled else self._sum
         self._fixed = list(batches.validation())
 
     def run(self, *, validate_every: int = 0, show_every: int = 0) -> Iterator[Progress]:
-        """One record for each step that is left. Raises GptcliError when the loss is not a number."""
+        """One record for each step that is left. Raises GptcliError when a loss or a gradient is not a number."""
         r, began = self.recipe, time.perf_counter()
         while self.step < r.n_steps:
             t0 = time.perf_counter()
             batch = self._here(self.batches.train(r.first(self.step), r.first(self.step + 1)))
             rate = r.rate(self.step)
-            loss = self._gradients(batch)
-            norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), r.clip))
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                what = "loss" if not math.isfinite(loss) else "gradient's norm"
-                raise GptcliError(
-                    f"step {self.step + 1}: the {what} is {loss if what == 'loss' else norm}",
-                    hint="a lower --learning-rate may help",
-                )
+            loss, norm = self._gradients(batch, self._losses)
             shown = show_every and self.step % show_every == 0
             before = self._lesson(batch) if shown else None
             self.torn = True
@@ -99,18 +93,17 @@ class Training:
                 optimizer.step(rate)
             self.step += 1
             self.n_tokens += count(batch)
-            self.torn = False
-            lesson = None
-            if before:
-                lesson, at = before
-                lesson = replace(lesson, p_after=float(self._probabilities(batch, at)[lesson.label]))
+            lesson, validation, interrupted = None, None, False
             seconds, n_new, last = time.perf_counter() - t0, count(batch), self.step == r.n_steps
-            validation, interrupted = None, False
             try:
+                self.torn = False
+                lesson = self._learned(before, batch)
                 if validate_every and (last or self.step % validate_every == 0):
                     validation = self.validate()
             except KeyboardInterrupt:  # the step is made, and belongs into the record of the run
                 interrupted = True
+            if validation is not None:
+                self._check(self.step, "validation loss", validation)
             yield Progress(
                 step=self.step,
                 n_steps=r.n_steps,
@@ -129,8 +122,24 @@ class Training:
     def validate(self) -> float | None:
         """Mean loss on the validation batches, nats a token; None if there are none."""
         with torch.no_grad():
-            totals = [(float(self._sum(b.ids, b.labels)), count(b)) for b in map(self._here, self._fixed)]
-        return sum(total for total, _ in totals) / sum(n for _, n in totals) if totals else None
+            total = sum(float(self._sum(*part)) for batch in self._fixed for part in self._parts(self._here(batch)))
+        return total / sum(map(count, self._fixed)) if self._fixed else None
+
+    def check(self) -> None:
+        """Raises GptcliError where a save would be of no use: one more sequence must give a loss and a gradient."""
+        first = self.recipe.first(self.step)
+        self._gradients(self._here(self.batches.train(first, first + 1)), self._sum)
+        for name, p in self.parameters.items():
+            self._check(self.step, f"sum of {name}", float(p.detach().sum()))
+
+    def _check(self, step: int, what: str, value: float) -> None:
+        """Raises GptcliError, which names the last save, where a value is not a finite number."""
+        if math.isfinite(value):
+            return
+        kept, hint = "", "a lower --learning-rate may help"
+        if self.saved:
+            kept, hint = f"; the last good save is step {self.saved}", f"--resume goes on from there; {hint}"
+        raise GptcliError(f"step {step}: the {what} is {value}{kept}", hint=hint)
 
     def state(self) -> dict[str, Tensor]:
         """What the optimizers remember, by parameter: `blocks.0.attn.q.weight:exp_avg` and its like."""
@@ -140,25 +149,30 @@ class Training:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
             return losses(self.decoder, ids, labels)
 
-    def _gradients(self, batch: Batch) -> float:
-        """The mean loss of a batch, whose gradient is left in the parameters."""
+    def _losses(self, ids: Tensor, labels: Tensor) -> Tensor:
+        """The same as the recipe has it computed; a growing batch would have each number of rows compiled anew."""
+        n = self._micro - len(ids)
+        if self.recipe.compiled and self.recipe.ramp_tokens and n > 0:  # rows that count for nothing
+            ids, labels = F.pad(ids, (0, 0, 0, n)), F.pad(labels, (0, 0, 0, n), value=IGNORED)
+        return self._fast(ids, labels)
+
+    def _gradients(self, batch: Batch, summed: Callable[[Tensor, Tensor], Tensor]) -> tuple[float, float]:
+        """The mean loss of a batch and the norm of its gradient, which is left in the parameters, clipped."""
         for p in self.parameters.values():
             p.grad = None
         n, total = count(batch), 0.0
-        for ids, labels in zip(
-            torch.split(batch.ids, self._micro), torch.split(batch.labels, self._micro), strict=True
-        ):
-            loss = self._losses(*self._filled(ids, labels))
+        for ids, labels in self._parts(batch):
+            loss = summed(ids, labels)
             torch.autograd.backward(loss / n)
             total += float(loss.detach())
-        return total / n
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip))
+        self._check(self.step + 1, "loss", total / n)
+        self._check(self.step + 1, "gradient's norm", norm)
+        return total / n, norm
 
-    def _filled(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """With rows that count for nothing, where a growing batch would have each number of rows compiled anew."""
-        n = self._micro - len(ids)
-        if not (self.recipe.compiled and self.recipe.ramp_tokens) or n <= 0:
-            return ids, labels
-        return F.pad(ids, (0, 0, 0, n)), F.pad(labels, (0, 0, 0, n), value=IGNORED)
+    def _parts(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """What is sent through the decoder at once: as many sequences as fit."""
+        yield from zip(torch.split(batch.ids, self._micro), torch.split(batch.labels, self._micro), strict=True)
 
     def _here(self, batch: Batch) -> Batch:
         return Batch(ids=batch.ids.to(self.device), labels=batch.labels.to(self.device))
@@ -176,6 +190,13 @@ class Training:
         return Lesson(
             features=features, label=label, guess=guess, p_guess=float(p[guess]), p_before=before, p_after=before
         ), at
+
+    def _learned(self, before: tuple[Lesson, int] | None, batch: Batch) -> Lesson | None:
+        """The same lesson with what the update made of it."""
+        if before is None:
+            return None
+        lesson, at = before
+        return replace(lesson, p_after=float(self._probabilities(batch, at)[lesson.label]))
 
     @torch.no_grad()
     def _probabilities(self, batch: Batch, at: int) -> Tensor:

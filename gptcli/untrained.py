@@ -12,6 +12,7 @@ import torch
 from gptcli.checkpoint import Checkpoint
 from gptcli.config import Config
 from gptcli.errors import CheckFailed
+from gptcli.layout import generation_config
 from gptcli.memory import check_fits
 from gptcli.model import Decoder
 from gptcli.records import Built
@@ -34,7 +35,7 @@ def on_meta(config: Config) -> Built:
 def at_random(
     family: str, config: Config, spelled: Mapping[str, Any], *, folder: Path, seed: int
 ) -> tuple[Checkpoint, Built]:
-    """A checkpoint with GPT-2's random values in float32; `folder` holds its tokenizer. Raises OutOfMemory."""
+    """A checkpoint with GPT-2's random values in float32; `folder` holds all else. Raises OutOfMemory."""
     check_fits(4 * config.n_params(), what="the weights")  # nothing larger than they is ever held
     tokenizer = Tokenizer.from_folder(folder, n_vocab=config.n_vocab)
     start = time.perf_counter()
@@ -50,7 +51,7 @@ def at_random(
         decoder=decoder.requires_grad_(False).eval(),
         tokenizer=tokenizer,
         config_json=dict(spelled),
-        generation_config={},
+        generation_config=generation_config(folder),
         eos_ids=frozenset({end} if isinstance(end, int) else ()),
         start_id=end if isinstance(end, int) else None,
     )

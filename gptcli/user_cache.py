@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import shutil
 import stat
@@ -12,12 +14,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 UNUSED = 90 * 24 * 3600.0  # seconds after which what was not used is cleared away
+NOWHERE = Path(os.devnull)  # no folder: nothing is found in it and nothing can be kept there
+FOREIGN = stat.S_IWGRP | stat.S_IWOTH
 
 
 def user_cache(kind: str) -> Path:
-    """$XDG_CACHE_HOME/gptcli/KIND, or in ~/.cache; it need not exist."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", ""))  # the XDG specification says to ignore a relative one
-    return (home if home.is_absolute() else Path("~/.cache").expanduser()) / "gptcli" / kind
+    """$XDG_CACHE_HOME/gptcli/KIND, or in ~/.cache; it need not exist. Nowhere for a user without a home."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not home.is_absolute():  # the XDG specification says to ignore a relative one
+        try:
+            home = Path("~/.cache").expanduser()
+        except RuntimeError:  # no HOME and no such user
+            home = NOWHERE
+    return home / "gptcli" / kind
 
 
 def is_ours(file: Path) -> bool:
@@ -26,8 +35,7 @@ def is_ours(file: Path) -> bool:
         found = [file.stat(), file.parent.stat()]
     except OSError:
         return False
-    foreign = stat.S_IWGRP | stat.S_IWOTH
-    return os.name == "nt" or all(each.st_uid == os.getuid() and not each.st_mode & foreign for each in found)
+    return os.name == "nt" or all(each.st_uid == os.getuid() and not each.st_mode & FOREIGN for each in found)
 
 
 def in_use(file: Path) -> Path:
@@ -37,13 +45,23 @@ def in_use(file: Path) -> Path:
     return file
 
 
-def clear_unused(folder: Path) -> None:
-    """Removes what nobody has used for a long time, such as code for earlier versions, and what was never finished."""
-    limit = time.time() - UNUSED
+def _make_private(folder: Path) -> None:
+    """Makes a folder that only this user can write to, or makes it so. Raises OSError where it is another user's."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if os.name != "nt" and found.st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "the folder belongs to another user", str(folder))
+    if os.name != "nt" and found.st_mode & FOREIGN:
+        folder.chmod(0o700)
+        _clear(folder, math.inf)  # others may have put there, or exchanged, what is believed from now on
+
+
+def _clear(folder: Path, before: float) -> None:
+    """Removes what nobody has used since then, such as code for earlier versions, and what was never finished."""
     with suppress(OSError):
         for entry in folder.iterdir():
             with suppress(OSError):
-                if entry.lstat().st_mtime >= limit:
+                if entry.lstat().st_mtime >= before:
                     continue
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry, ignore_errors=True)
@@ -57,10 +75,10 @@ def written(file: Path) -> Iterator[Path]:
 
     What lies in the same folder unused makes room.
     """
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_private(file.parent)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".making-") as room:
         made = Path(room) / file.name
         yield made
         made.chmod(0o600)
         made.replace(file)
-    clear_unused(file.parent)
+    _clear(file.parent, time.time() - UNUSED)

@@ -117,6 +117,16 @@ class Edits:
                 found[e.place.head, e.position] = True
         return found
 
+    def overwritten(self, layer: int, T: int) -> Tensor:
+        """Where the attention's whole write was put there, and is no sum of what the heads wrote: [T], bool."""
+        found = torch.zeros(T, dtype=torch.bool)
+        if any(place.layer == layer and place.part in ("attn", "layer") for place in self._ablate):
+            found[:] = True
+        for e in self._exchanges:
+            if e.place.layer == layer and e.place.part == "attn" and e.position < T:
+                found[e.position] = True
+        return found
+
     def _without_looks(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, z: Tensor) -> Tensor:
         T, S = q.shape[2], k.shape[2]
         cut = self.cut(layer, T, S, self._first)
@@ -183,7 +193,7 @@ def effect(
     raw = scores(end_of(decoder, capped=False), x)
     lead = (raw[:, target] - raw[:, rival]).tolist()
     best = logits[:, :size].argmax(-1).tolist()
-    rank = (1 + (logits > logits[:, target, None]).sum(-1)).tolist()
+    rank = (1 + (logits[:, :size] > logits[:, target, None]).sum(-1)).tolist()
     return Effect(
         logprob=(float(p[0, target]), float(p[1, target])),
         rank=(rank[0], rank[1]),

@@ -10,9 +10,9 @@ from gptcli.records_xray import Book, Cells, Scan
 from gptcli.tables import Table
 
 
-def whole(scan: Scan, views: tuple[str, ...] = ()) -> dict[str, Any]:
+def whole(scan: Scan, views: tuple[str, ...] = (), *, between: bool = False) -> dict[str, Any]:
     """Everything in one object."""
-    frames = list(lines(scan, views))
+    frames = list(lines(scan, views, between=between))
     answer = {key: value for key, value in frames[0].items() if key != "type"}
     answer["tokens"] = [{k: v for k, v in f.items() if k != "type"} for f in frames if f["type"] == "token"]
     for frame in frames[1:]:
@@ -21,11 +21,16 @@ def whole(scan: Scan, views: tuple[str, ...] = ()) -> dict[str, Any]:
     return answer
 
 
-def lines(scan: Scan, views: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
-    """meta, then a line for each token, then one for each view that was asked for, the check, done."""
+def lines(scan: Scan, views: tuple[str, ...] = (), *, between: bool = False) -> Iterator[dict[str, Any]]:
+    """meta, then a line for each token, then one for each view that was asked for, the check, done.
+
+    between: with the rows between attention and MLP, where the scan holds them.
+    """
     names = ("model", "family", "fingerprint", "version", "n_layer", "n_head", "n_kv_head", "d_model", "parallel")
     meta = {name: getattr(scan, name) for name in names}
-    yield {"type": "meta", **meta, "edits": list(scan.edits), "n_prompt": scan.n_prompt, "rows": list(scan.cells.rows)}
+    meta |= {"adapter": scan.adapter, "rounding": scan.rounding, "edits": list(scan.edits), "seed": scan.seed}
+    meta |= {"n_prompt": scan.n_prompt, "rows": list(scan.cells.rows)}
+    yield {"type": "meta", **meta}
     for i, id in enumerate(scan.ids):
         frame: dict[str, Any] = {"type": "token", "position": i, **piece(scan, id), "given": i < scan.n_prompt}
         if i < scan.n_positions:
@@ -33,7 +38,7 @@ def lines(scan: Scan, views: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
             frame |= {"answer": piece(scan, scan.answers[i]), "rival": piece(scan, scan.rivals[i])}
             frame["decided"] = scan.cells.rows[depth] if depth < len(scan.cells.rows) else None
             frame["rows"] = list(_rows(scan, scan.cells, i))
-            if scan.between and i in scan.between.positions:
+            if between and scan.between and i in scan.between.positions:
                 frame["between"] = list(_rows(scan, scan.between, i))
         yield frame
     for view in views:
@@ -114,8 +119,22 @@ def _book(scan: Scan, book: Book, i: int) -> dict[str, Any]:
     if book.capped:
         found["capped"] = book.capped.number(i)
     if book.heads:
-        found["heads"] = [[book.heads.number(l, h, i) for h in range(scan.n_head)] for l in range(scan.n_layer)]  # noqa: E741
+        layers, heads = range(scan.n_layer), range(scan.n_head)
+        found["heads"] = [[book.heads.number(layer, h, i) for h in heads] for layer in layers]
+        if book.head_bias:
+            found["head_bias"] = [book.head_bias.number(layer, i) for layer in layers]
+        found["sources"] = [[_sources(book, layer, h, i) for h in heads] for layer in layers]
     return found
+
+
+def _sources(book: Book, layer: int, head: int, i: int) -> list[dict[str, Any]]:
+    """Whence a head's part came: the largest shares, and at position None what is left. They add up to it."""
+    if not (book.heads and book.source_positions and book.source_parts):
+        return []
+    at, parts = book.source_positions.ids(layer, head, i), book.source_parts.row(layer, head, i)
+    found = [(j, part) for j, part in zip(at, parts, strict=True) if j <= i and part]
+    rest = book.heads.number(layer, head, i) - sum(part for _, part in found)
+    return [{"position": j, "value": part} for j, part in [*found, (None, rest)]]
 
 
 def _record(record: Any) -> dict[str, Any]:

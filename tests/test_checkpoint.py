@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from zoo import built
 
-from gptcli import BadCheckpoint, OutOfMemory, UsageError, load, save
+from gptcli import BadCheckpoint, OutOfMemory, UsageError, card, load, look, save
 from gptcli.checkpoint import Checkpoint
 
 
@@ -59,6 +59,15 @@ def test_half_precision_becomes_float32_on_the_cpu_unless_asked_for(tmp_path: Pa
     folder = str(tiny.write_gpt2(tmp_path / "model", {n: t.half() for n, t in tiny.gpt2_tensors().items()}))
     assert load(folder, device="cpu").dtype == torch.float32
     assert load(folder, device="cpu", dtype="float16").dtype == torch.float16
+
+
+@pytest.mark.parametrize("stored", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_the_card_counts_the_memory_of_the_dtype_that_is_loaded(stored: torch.dtype, tmp_path: Path) -> None:
+    folder = str(tiny.write_gpt2(tmp_path / "model", {n: t.to(stored) for n, t in tiny.gpt2_tensors().items()}))
+    found, checkpoint = card(look(folder), n_context=10), load(folder, device="cpu")
+    assert found.loaded_as == {torch.float32: "F32", torch.bfloat16: "BF16"}[checkpoint.dtype]
+    assert found.weight_bytes == sum(p.nbytes for p in checkpoint.decoder.parameters())
+    assert found.cache_bytes == checkpoint.config.kv_bytes(10, checkpoint.dtype.itemsize)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma", "gemma3", "olmo2", "gpt_neox", "phi", "granite"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -333,6 +334,12 @@ def test_info_says_what_a_checkpoint_is(tiny_gpt2: Path) -> None:
         assert says in complaint(quick("info", tiny_gpt2, "--context", context))
 
 
+def test_info_says_in_which_dtype_it_counts_the_memory(tiny_gpt2: Path, tmp_path: Path) -> None:
+    half = tiny.write_gpt2(tmp_path / "half", {name: t.half() for name, t in tiny.gpt2_tensors().items()})
+    assert "at 64 tokens in F32: weights" in quick("info", tiny_gpt2).stdout.decode()
+    assert "at 64 tokens in F32, as the CPU runs F16: weights" in " ".join(quick("info", half).stdout.decode().split())
+
+
 def test_tokenize_shows_ids_and_pieces(tiny_gpt2: Path) -> None:
     m = ("-m", tiny_gpt2)
     ids = quick("tokenize", "hello the\n", *m, "--ids").stdout.decode().split()
@@ -355,3 +362,17 @@ def test_families_prints_the_table_of_families_and_their_spelling() -> None:
     assert "model.layers.*.self_attn.q_norm" in one and "blocks.*.attn.q_norm" in one
     assert json.loads(quick("families", "--json").stdout).keys() == FAMILIES.keys()
     assert quick("families", "mamba").returncode == 2
+
+
+@pytest.mark.parametrize("command", ["tokenize", "examples"])
+def test_for_a_text_s_pieces_a_tokenizer_is_enough(tiny_gpt2: Path, tmp_path: Path, command: str) -> None:
+    shutil.copyfile(tiny_gpt2 / "tokenizer.json", tmp_path / "tokenizer.json")
+    expected = quick(command, "hello the", "-m", tiny_gpt2)
+    assert expected.returncode == 0 and expected.stdout
+    for name in (tmp_path, tmp_path / "tokenizer.json"):
+        assert quick(command, "hello the", "-m", name).stdout == expected.stdout
+
+
+def test_examples_refuse_a_learning_rate_without_learning(tiny_gpt2: Path) -> None:
+    done = quick("examples", "hello the", "-m", tiny_gpt2, "--lr", "0.1")
+    assert done.returncode == 2 and done.stdout == b"" and b"--learning-rate changes nothing there" in done.stderr

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from programs import gptcli
 from zoo import built
@@ -73,6 +74,26 @@ def test_optimize_without_a_compiler_says_so_in_one_line_and_all_works() -> None
     assert done.stderr.count(b"\n") == 1 and b"no C++ compiler" in done.stderr
 
 
+def test_optimize_says_in_json_too_that_nothing_was_compiled(tmp_path: Path) -> None:
+    short = str(tiny.write_gpt2(tmp_path / "short", n_positions=2))
+    none = {"PATH": "/nowhere", "CXX": "/nowhere/g++"}
+    for model, env, why in (("shipped", none, "no C++ compiler"), (short, {}, "too short")):
+        done = gptcli("optimize", model, "--json", env=env)
+        said = json.loads(done.stdout)
+        assert done.returncode == 0 and said["model"] == model and said["dtype"] == "float32"
+        assert said["compiled"] is False and why in said["reason"] and said["reason"].encode() in done.stderr
+
+
+def test_a_cache_in_another_user_s_folder_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forbidden(type(tmp_path)):  # type: ignore[misc]
+        def stat(self, **_: bool) -> os.stat_result:
+            raise PermissionError(13, "Permission denied", str(self))
+
+    checkpoint = load(str(WEIGHTS))
+    monkeypatch.setattr(compiled, "user_cache", lambda kind: Forbidden(tmp_path / kind))
+    assert checkpoint.one_token() is None
+
+
 def assert_same_with_a_few_at_once(checkpoint: Checkpoint) -> None:
     """`--lookup` and batches take the pass of a few tokens, and no record of any token is another."""
     found = checkpoint.few_tokens()
@@ -112,6 +133,7 @@ def test_optimize_makes_a_pass_with_the_model_s_own_scores_and_texts(bits: str) 
     )
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
+    assert figures["compiled"] is True
     assert figures["largest_difference"] <= (1e-4 if bits == "none" else 0.05) * figures["largest_score"]
     assert Path(figures["file"]).stat().st_mode & 0o077 == 0
     assert figures["together_per_s"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,45 @@ def test_the_reference_s_default_config_is_understood(family: str, tmp_path: Pat
         values["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}  # its class leaves out the base
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert read_config(tmp_path / "config.json")[0] == family
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("gpt2", {"n_ctx": N_CTX // 2, "hidden_act": "relu"}),
+        ("gpt2", {"is_causal": True}),
+        ("gpt_bigcode", {"pad_key_length": True, "inference_runner": 0, "validate_runner_input": True}),
+        ("phi3", {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False}),
+        ("phi3-longrope", {"original_max_position_embeddings": None}),
+        (
+            "starcoder2",
+            {
+                "activation_function": "gelu",
+                "mlp_type": "default",
+                "norm_type": "layer_norm",
+                "layer_norm_epsilon": 1e-5,
+                "scale_attn_weights": True,
+                "attention_softmax_in_fp32": True,
+            },
+        ),
+        ("gemma2", {"sliding_window_size": 8}),
+        ("opt", {"learned_embeddings": True, "scale_embeddings": False}),
+    ],
+)
+def test_what_published_files_say_besides_counts_as_in_the_reference(
+    kind: str, values: dict[str, Any], zoo_root: Path, tmp_path: Path
+) -> None:
+    """None: what they leave out."""
+    from transformers import AutoModelForCausalLM
+
+    folder = shutil.copytree(built(kind, zoo_root)[0], tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | values
+    config = {key: value for key, value in config.items() if value is not None or key not in values}
+    (folder / "config.json").write_text(json.dumps(config))
+    theirs = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        logits = load(str(folder)).decoder(torch.tensor([IDS]))[0]
+        assert distance(logits, theirs(torch.tensor([IDS])).logits[0]) <= 1e-5
 
 
 def test_refused_families_are_none_of_the_supported() -> None:

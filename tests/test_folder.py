@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound, Unsupported
-from gptcli.folder import parse_json, read_header, read_headers, resolve
+from gptcli.folder import parse_json, read_header, read_headers, read_object, resolve
 
 
 def write(path: Path, header: Any, data: bytes = b"") -> Path:
@@ -67,6 +67,9 @@ def test_files_that_are_something_else_are_named(tmp_path: Path, content: bytes,
         ({"a": entry(0, 4)}, 4, "does not fill"),
         ({"a": entry(0, 8, (1 << 40, 1 << 40))}, 8, "does not fill"),
         ({"a": entry(0, 8, (-2,))}, 8, "malformed"),
+        ({"a": entry(0, 8, (1,) * 8 + (2,))}, 8, "malformed"),
+        ({"a": entry(0, 8, ((1 << 60) - 1,) * 50_000)}, 8, "malformed"),
+        ({"a": {**entry(), "data_offsets": [0]}}, 8, "malformed"),
         ({"a": {**entry(), "shape": [True, 2]}}, 8, "malformed"),
         ({"a": {**entry(), "shape": "2"}}, 8, "malformed"),
         ({"a": {**entry(), "more": 1}}, 8, "malformed"),
@@ -110,6 +113,14 @@ def test_a_header_of_a_million_tensors_is_refused_quickly(tmp_path: Path) -> Non
 def test_hostile_json_is_refused(text: str, says: str) -> None:
     with pytest.raises(BadCheckpoint, match=says):
         parse_json(text.encode(), "config.json")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_git_lfs_pointer_in_place_of_json_is_named_with_the_way_out(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(BadCheckpoint, match=f"{name} is a git-lfs pointer of 63 bytes") as error:
+        read_object(tmp_path / name)
+    assert error.value.hint == "run: git lfs pull"
 
 
 def test_brackets_in_strings_are_no_nesting() -> None:
@@ -178,6 +189,28 @@ def test_an_index_that_tells_otherwise_than_its_files_is_refused(
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(BadCheckpoint, match=says):
         read_headers(resolve(str(tmp_path)))
+
+
+def test_an_index_of_another_name_is_the_one_that_counts(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.safetensors", {name: entry()}, bytes(8))
+    index = tmp_path / "model.alt.safetensors.index.json"
+    weight_map = {"a": "a.safetensors", "b": "b.safetensors"}
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    assert read_headers(resolve(str(index))).keys() == {"a", "b"}
+    index.write_text(json.dumps({"weight_map": weight_map | {"c": "b.safetensors"}}))
+    with pytest.raises(BadCheckpoint, match=f"'c' is in no file, but {index.name} says b.safetensors"):
+        read_headers(resolve(str(index)))
+
+
+def test_a_whole_file_counts_whatever_index_was_left_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    write(tmp_path / "model.safetensors", {"a": entry()}, bytes(8))
+    weight_map = {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert read_headers(resolve(str(tmp_path)))["a"].file == tmp_path / "model.safetensors"
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.ckpt", "x.gguf", "model.onnx"])

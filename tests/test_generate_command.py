@@ -240,3 +240,90 @@ def test_settings_come_from_flag_environment_file_and_model_in_this_order(tiny_g
     assert [settings[k] for k in ("temperature", "top_k", "top_p", "repetition_penalty", "min_p")] == [
         0.11, 12, 0.53, 1.4, 0.0
     ]  # fmt: skip
+
+
+def test_the_figures_of_cases_that_are_computed_together_are_of_all_of_them(tiny_gpt2: Path) -> None:
+    words = (
+        "-m",
+        tiny_gpt2,
+        "--example",
+        "a => b",
+        "--format",
+        "plain",
+        "-n",
+        "9",
+        "-t",
+        "0",
+        "--ignore-eos",
+        "--stats",
+    )
+    done = quick("generate", *words, "--stats", stdin=b"e\nf\ng\n")
+    (line,) = [line for line in done.stderr.decode().splitlines() if "answer" in line]
+    n = sum(len(answer) for answer in done.stdout.splitlines())
+    assert "answer 27 tokens" in line and n > 0
+    assert float(line.split("answer 27 tokens, ")[1].split("/s")[0]) < 1e6
+
+
+def test_the_seed_is_told_when_a_later_case_fails(tiny_gpt2: Path) -> None:
+    words = ("-m", tiny_gpt2, "--example", "a => b", "-n", "3")
+    done = quick("generate", *words, stdin=b"e\n" + b"w" * 70 + b"\n")
+    assert done.returncode == 2 and done.stdout
+    seed = next(line for line in done.stderr.decode().splitlines() if "seed" in line).split()[-1]
+    assert quick("generate", "e", *words, "-s", seed).stdout + b"\n" == done.stdout
+
+
+@pytest.mark.parametrize("kind", ["--json", "--jsonl"])
+@pytest.mark.parametrize("n", [0, 1, 7])
+def test_there_are_as_many_candidates_as_were_asked_for_with_an_x_ray_too(tiny_gpt2: Path, kind: str, n: int) -> None:
+    done = quick("generate", "hello", "-m", tiny_gpt2, "-n", "2", "--xray", "--logprobs", str(n), kind)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    tokens = rows[0]["samples"][0]["tokens"] if kind == "--json" else [r for r in rows if r["type"] == "token"]
+    assert [len(token["top"]) for token in tokens] == [n, n]
+    assert all(token["margin"] > 0 for token in tokens)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--json", "--echo"], "--echo changes nothing"),
+        (["--xray", "--no-stream"], "--stream changes nothing"),
+        (["--xray", "--logprobs", "3"], "--logprobs changes nothing"),
+        (["--example", "a => b", "--keep-newline"], "--keep-newline changes nothing"),
+        (["--logit-bias", "1" * 5000 + "=1"], "there is no token 1111"),
+        (["-e", r"\ud83d"], "half a character, U+D83D"),
+        (["-e", r"\U00110000"], "is not a character"),
+        (["--overflow", "slide", "--ablate", "L0H0:3/1"], "--overflow slide moves the tokens"),
+    ],
+)
+def test_what_would_do_nothing_or_cannot_be_is_refused_in_one_line(
+    tiny_gpt2: Path, words: list[str], says: str
+) -> None:
+    prompt = [] if words[0] == "-e" else ["hello"]
+    done = quick(
+        "generate", *words[:1], *(words[1:] if prompt else []), *prompt, *([] if prompt else words[1:]), "-m", tiny_gpt2
+    )
+    assert done.returncode == 2 and says in complaint(done)
+
+
+def test_two_halves_of_a_character_are_one_as_in_json(tiny_gpt2: Path) -> None:
+    done = quick("generate", "-e", r"\ud83d\ude00 \U0001F600", "-m", tiny_gpt2, "-n", "0", "--json")
+    assert json.loads(done.stdout)["prompt"]["text"] == "😀 😀"
+
+
+def test_stop_texts_that_are_not_utf_8_are_refused(tiny_gpt2: Path) -> None:
+    done = gptcli("generate", "hello", "-m", tiny_gpt2, b"--stop", b"\xff")
+    assert done.returncode == 2 and "--stop must be a list of texts in UTF-8" in complaint(done)
+
+
+def test_names_of_other_tools_commands_are_prompts_with_a_note_unless_it_shall_be_quiet(tiny_gpt2: Path) -> None:
+    words = ("models", "-m", tiny_gpt2, "-n", "2", "-s", "1")
+    assert b"did you mean gptcli families?" in gptcli(*words).stderr
+    assert gptcli(*words, env={"GPTCLI_QUIET": "1"}).stderr == b""
+
+
+def test_a_home_that_is_not_there_is_no_fault(tiny_gpt2: Path, tmp_path: Path) -> None:
+    done = gptcli("generate", "hello", "-m", tiny_gpt2, env={"GPTCLI_CONFIG": "~nosuchuser/config.toml"})
+    assert done.returncode == 3 and "no config file ~nosuchuser/config.toml" in complaint(done)
+    (tmp_path / "config.toml").write_bytes(b"\xef\xbb\xbfquiet = true\n")
+    done = gptcli("generate", "hello", "-m", tiny_gpt2, env={"GPTCLI_CONFIG": str(tmp_path / "config.toml")})
+    assert (done.returncode, done.stderr) == (0, b"")

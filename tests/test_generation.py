@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from gptcli import Checkpoint, GptcliError, Sampling, UsageError, generate, load, prepare, start
+from gptcli.generation import Overflow, Request, Text
 
 GREEDY = Sampling(temperature=0)
 
@@ -126,3 +127,24 @@ def test_numbers_that_are_lost_are_traced_to_their_place(
     last = [tiny.N_VOCAB - 1]  # the token whose embedding was damaged
     with pytest.raises(GptcliError, match=place):
         list(generate(model, last, max_tokens=1))
+
+
+@pytest.mark.parametrize("overflow", ["truncate", "slide"])
+def test_a_start_token_that_was_asked_for_stays_when_older_tokens_go(model: Checkpoint, overflow: Overflow) -> None:
+    """Also where the tokenizer puts none in front by itself."""
+    assert model.tokenizer.bos_id is None and model.start_id is not None
+    prompt = prepare(model, "w" * 100, bos=True, overflow=overflow, max_tokens=8)
+    assert prompt.ids[0] == model.start_id and len(prompt.ids) == model.config.n_ctx - 8
+    steps = list(generate(model, prompt, max_tokens=40, overflow="slide", ignore_eos=True, seed=1))
+    assert sum(step.n_dropped for step in steps) > 0
+    text = Text(model, prompt, Request(prompt=prompt, overflow="slide"), capacity=len(prompt.ids) - 1)
+    assert text.slide() and text.ids[0] == model.start_id
+
+
+def test_a_text_that_fills_the_context_can_be_computed_if_no_answer_is_asked_for(model: Checkpoint) -> None:
+    ids = [5] * model.config.n_ctx
+    assert len(prepare(model, ids, max_tokens=0).ids) == model.config.n_ctx
+    with pytest.raises(UsageError, match="no room for an answer"):
+        prepare(model, ids, max_tokens=1)
+    with pytest.raises(UsageError, match="no room for an answer"):
+        prepare(model, [*ids, 5], max_tokens=0)

@@ -88,6 +88,7 @@ def test_weights_of_a_kind_that_is_not_read_are_refused(tmp_path: Path, dtype: t
         ({"activation_function": "xielu"}, "activation 'xielu' is not supported"),
         ({"add_cross_attention": True}, "cross-attention"),
         ({"is_encoder_decoder": True}, "not a decoder alone"),
+        ({"is_causal": False}, "only causal attention"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised .gptq."),
         ({"model_type": "mamba"}, "mamba.* is not supported: it keeps a recurrent state"),
         ({"model_type": "t5"}, "not a decoder that predicts"),
@@ -100,6 +101,7 @@ def test_weights_of_a_kind_that_is_not_read_are_refused(tmp_path: Path, dtype: t
         ({"n_embd": 1e300}, "expected an integer"),
         ({"n_layer": 100_000}, "expected an integer from 1 to 10000"),
         ({"n_head": 5}, "does not divide"),
+        ({"max_position_embeddings": 48}, "'max_position_embeddings' and 'n_positions' mean the same and differ"),
         ({"hidden_size": 48}, "'hidden_size' and 'n_embd' mean the same and differ"),
         ({"layer_norm_epsilon": 0}, "expected a positive number"),
         ({"scale_attn_weights": "yes"}, "expected true or false"),
@@ -166,6 +168,39 @@ def test_a_key_of_rotary_scaling_can_be_allowed_by_name(zoo_root: Path, tmp_path
     with pytest.raises(Unsupported, match="'finesse' is not understood"):
         look(str(folder))
     assert look(str(folder), allow=["finesse"]).family == "llama"
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "says"),
+    [
+        ("phi3", {"full_attn_mod": 2}, "'full_attn_mod' is '2': only 1"),
+        ("phi3", {"interpolate_factor": 4}, "'interpolate_factor' is '4': only 1"),
+        ("starcoder2", {"mlp_type": "gated"}, "'mlp_type' is 'gated': only 'default'"),
+        ("starcoder2", {"norm_type": "rms_norm"}, "'norm_type' is 'rms_norm': only 'layer_norm'"),
+        ("starcoder2", {"scale_attn_weights": False}, "'scale_attn_weights' is 'False': only 'true'"),
+        ("gemma2", {"sliding_window_size": 16}, "'sliding_window_size' is '16': 'sliding_window' is 8"),
+        ("opt", {"learned_embeddings": False}, "'learned_embeddings' is 'False': .* positions are learned"),
+    ],
+)
+def test_what_published_files_say_is_accepted_only_where_it_changes_nothing(
+    kind: str, values: dict[str, Any], says: str, zoo_root: Path, tmp_path: Path
+) -> None:
+    config = json.loads((built(kind, zoo_root)[0] / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | values))
+    with pytest.raises(Unsupported, match=says):
+        read_config(tmp_path / "config.json")
+
+
+def test_a_wrapper_s_own_words_count_for_its_text_part(zoo_root: Path, tmp_path: Path) -> None:
+    values = json.loads((built("gemma3-wrapper", zoo_root)[0] / "config.json").read_text())
+    values |= {"bos_token_id": 2, "eos_token_id": [1, 106], "pad_token_id": 0}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    found = read_config(tmp_path / "config.json")[2]
+    assert (found["bos_token_id"], found["eos_token_id"], found["pad_token_id"]) == (2, [1, 106], 0)
+    values |= {"eos_token_id": None, "quantization_config": {"quant_method": "bitsandbytes"}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(Unsupported, match="quantised .bitsandbytes."):
+        read_config(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -102,6 +102,14 @@ def test_padding_is_in_the_softmax_and_not_in_the_list(tiny_gpt2: Path) -> None:
     assert int(found.ids.max()) == 49
     assert (found.logprobs - logprobs[..., :50].sort(-1, descending=True).values).abs().max() <= 1e-5
     assert read(decoder, states, size=50, top=99).ids.shape[-1] == 50
+    ids = torch.arange(len(IDS))[:, None]
+    with torch.inference_mode():
+        z = scores(end_of(decoder), states)
+    above = z[..., :50] > z.gather(-1, ids.expand(len(z), -1, -1))
+    ranks = read(decoder, states, watch=ids, size=50).rank[..., 0]
+    assert torch.equal(ranks, 1 + above.sum(-1)) and not torch.equal(
+        ranks, read(decoder, states, watch=ids).rank[..., 0]
+    )
 
 
 def test_depth_is_the_first_row_from_which_on_the_answer_stands() -> None:

@@ -17,9 +17,8 @@ import zoo
 from gptcli import Checkpoint, Sampling, UsageError, generate, load, lookup, prepare, start
 from gptcli.cache import Cache
 from gptcli.linear import FEW
-from gptcli.lookup import LONG, MOST, Lookup, Repeats, firm
+from gptcli.lookup import LONG, MOST, Lookup, Repeats
 from gptcli.model import Decoder
-from gptcli.sample import choose, rng
 
 GREEDY = Sampling(temperature=0)
 KINDS = ("gpt2", "llama", "llama-dynamic", "phi3-longrope", "mistral", "gemma2", "gemma3", "gpt_neo", "gptj", "opt")
@@ -202,34 +201,6 @@ def test_agreement_earns_longer_proposals_and_poor_guesses_none() -> None:
     for id in (8, 1, 2, 3):
         poor.add(id)
     assert poor.length == LONG and poor.proposal(MOST) == []
-
-
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        GREEDY, Sampling(), Sampling(top_k=0), Sampling(top_k=0, top_p=1.0), Sampling(top_k=5, top_p=1.0),
-        Sampling(top_k=0, top_p=1.0, min_p=0.05), Sampling(temperature=2.0, repetition_penalty=1.5),
-    ],
-    ids=range(7),
-)  # fmt: skip
-def test_a_firm_choice_survives_every_error_within_the_bound(sampling: Sampling) -> None:
-    """Random rows, pushed as far as allowed: all tokens at random, and the likely ones against each other."""
-    g, error, n_firm = torch.Generator().manual_seed(3), 0.01, 0
-    for trial in range(150):
-        logits, draw = 4 * torch.randn(80, generator=g), rng(trial, 0)()
-        options: dict[str, Any] = {"context": [1, 2, 3], "generated": [3], "size": 75}
-        choice = choose(logits, sampling, uniform=lambda draw=draw: draw, **options)
-        if not firm(logits, choice, sampling, error=error, **options):
-            continue
-        n_firm += 1
-        for way in range(12):
-            push = (torch.rand(80, generator=g) < 0.5).float() * 2 - 1
-            if way < 4:
-                push = ((logits > logits[choice.id]) ^ bool(way % 2)).float() * 2 - 1
-                push[choice.id] = -1.0 if way < 2 else 1.0
-            other = choose(logits + error * push, sampling, uniform=lambda draw=draw: draw, **options)
-            assert other.id == choice.id
-    assert n_firm > 30
 
 
 def test_a_cache_takes_back_what_it_can_and_says_what_it_cannot() -> None:

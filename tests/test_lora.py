@@ -165,7 +165,7 @@ def test_an_adapter_that_is_no_plain_lora_is_refused_by_name(
             lambda t: t.update(
                 {f"base_model.model.transformer.h.9.mlp.c_fc.lora_{x}.weight": torch.zeros(3, 3) for x in "AB"}
             ),
-            "is no linear layer of this gpt_neo model",
+            "is not a linear layer of this gpt_neo model",
         ),
         (lambda t: t.clear(), "is empty"),
     ],

@@ -149,7 +149,7 @@ def test_a_smaller_tokenizer_leaves_the_size_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["new"], 2, "which decoder"),
+        (["new"], 2, "name a size or a model"),
         (["new", "nano"], 2, "--meta"),
         (["new", "nano", "--meta", "--out", "x"], 2, "--meta"),
         (["new", "nano", "--size", "nano", "--meta"], 2, "twice"),

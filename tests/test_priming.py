@@ -201,7 +201,7 @@ def test_examples_that_do_not_fit_go_oldest_first_and_it_is_said(tiny_gpt2: Path
     [
         (["x", "--format", "qa"], "--examples"),
         (["x", *TWO, "--format", "haiku"], "arrow, equals, qa, plain"),
-        ([*TWO], "nothing to go on with"),
+        ([*TWO], "no case to answer"),
         (["x", "--example", "one-sided"], "cheese => fromage"),
     ],
 )

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from zoo import built
 
-from gptcli import Sampling, generate, load, save
+from gptcli import Sampling, generate, load, look, save
 from gptcli.errors import OutOfMemory, UsageError
 from gptcli.linear import GROUP, Int4, Int8, _in_4_bits
-from gptcli.quantize import quantize, size, whole
+from gptcli.quantize import kept, quantize, size, whole
 from gptcli.score import score
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
@@ -112,6 +112,17 @@ def test_what_is_kept_is_not_used_after_a_file_changes_or_when_it_is_damaged(tmp
     save_file({name: -tensor for name, tensor in tensors.items()}, model / "model.safetensors", {"format": "pt"})
     os.utime(model / "model.safetensors", ns=(times.st_atime_ns, times.st_mtime_ns))  # as if it had never been touched
     assert not torch.equal(load(str(model), quantize="int8").decoder.state_dict()["blocks.0.mlp.up.weight"], before)
+
+
+def test_what_is_kept_is_of_this_processor_and_this_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They decide how the numbers of 4 bits are packed: under others the same bytes are other weights."""
+    layout, places = look(str(WEIGHTS)), set[Path]()
+    places.add(kept(layout, torch.float32, "int4"))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ANOTHER")
+    places.add(kept(layout, torch.float32, "int4"))
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    places.add(kept(layout, torch.float32, "int4"))
+    assert len(places) == 3
 
 
 def test_a_kept_file_that_others_may_write_is_not_believed(tmp_path: Path) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
+from typer.main import get_command
+
 import gptcli
 from gptcli import FAMILIES
+from gptcli.cli import program, with_default
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -29,6 +33,21 @@ def test_constraints_pin_everything_that_is_installed_by_name() -> None:
     named = [*project["dependencies"], *project["optional-dependencies"]["test"]]
     pinned = re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert {re.match(r"[\w-]+", name)[0] for name in named} <= set(pinned)  # type: ignore[index]
+
+
+def test_every_option_of_a_command_that_is_printed_is_known_to_it() -> None:
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+    printed = [line.partition("gptcli ")[2].partition("  #")[0] for line in blocks.splitlines() if "gptcli " in line]
+    commands = get_command(program()).commands  # type: ignore[attr-defined]
+    seen = set[str]()
+    for text in printed:
+        words = with_default(shlex.split(text.partition(" # ")[0]))
+        name = words[0] if words[0] in commands else "generate"
+        known = {option for p in commands[name].params for option in (*p.opts, *p.secondary_opts)} | {"--help"}
+        given = {re.split("=", word)[0] for word in words[1:] if re.fullmatch(r"--?[a-z][a-z-]*(=.*)?", word)}
+        assert given <= known, (text, given - known)
+        seen.add(name)
+    assert len(seen) > 12 and len(printed) > 40
 
 
 def test_every_family_is_listed() -> None:

@@ -7,12 +7,15 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 from rich.style import Style
+from rich.text import Text
 
 from gptcli import card, look
-from gptcli.records import Chunk, Prompt, Step
+from gptcli.records import Chunk, Progress, Prompt, Step
 from gptcli.render import theme
 from gptcli.render.card import draw as draw_card
 from gptcli.render.output import Output
@@ -20,6 +23,7 @@ from gptcli.render.pieces import draw as draw_pieces
 from gptcli.render.rosetta import draw_all
 from gptcli.render.safe import json_line, one_line, safe
 from gptcli.render.stream import TextView, legend, tinted
+from gptcli.render.training import draw as draw_panel
 
 SGR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -190,3 +194,35 @@ def test_what_is_written_piece_by_piece_keeps_to_the_terminal_s_colours(
     Style.parse.cache_clear()  # rich remembers what it drew a style as
     for drawn in (legend(), tinted(b"", [(b"a", 0.5)]), theme.painted("x", "#2b2b2b on #ddf2cf")):
         assert code in drawn
+
+
+def test_a_character_that_shares_a_token_with_the_next_is_not_broken() -> None:
+    parts = [(b"\xe3\x81\xae\xe9", 0.5), (b"\xad\x94", 0.5), (b"x\ny", 0.9)]
+    assert Text.from_ansi(tinted(b"", parts)).plain == "の魔x\ny"
+    assert Text.from_ansi(tinted(b"a\xe9", parts[1:])).plain == "a魔x\ny"
+    assert Text.from_ansi(tinted(b"", [(b"a", 0.5), (b"\xe9", 0.5)])).plain == "a\ufffd"
+
+
+CURVE = [(float(i), 7 - i / 100) for i in range(1, 401)]
+
+
+def panel(validations: list[tuple[float, float]], width: int) -> str:
+    p = Progress(
+        step=400, n_steps=1000, n_tokens=3_276_800, loss=3.0, learning_rate=2.3e-3, grad_norm=0.61, seconds=812.0,
+        tokens_per_s=4034.0, validation=validations[-1][1],
+    )  # fmt: skip
+    console = Console(file=io.StringIO(), width=width, height=40, color_system=None)
+    console.print(draw_panel(p, CURVE, validations, None, SimpleNamespace(raw=lambda id: b"x"), 2.0))  # type: ignore[arg-type]
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 140])
+def test_the_panel_of_a_training_shows_both_curves_and_all_its_figures_in_every_width(width: int) -> None:
+    falling, flat = ([(float(i), y(i)) for i in range(40, 401, 40)] for y in (lambda i: 7 - i / 100, lambda i: 5.0))
+    one, other = panel(falling, width), panel(flat, width)
+    assert one.count("◆") == other.count("◆") == 11 and one != other
+    rows = [[line.count("◆") for line in text.splitlines() if "validation" not in line] for text in (one, other)]
+    assert max(rows[0]) < 10 == max(rows[1]), "a flat row of marks stands in one line"
+    for text in (one, other):
+        assert all(name in text for name in ("learning rate 2.30e-03", "tokens/s 4,034", "gradient 0.61", "left"))
+        assert max(map(len, text.splitlines())) <= width

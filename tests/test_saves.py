@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound
-from gptcli.saves import newest, publish, read_json, write_save
+from gptcli.saves import drop_damaged, newest, publish, read_json, write_save
 
 STATE = {"a:exp_avg": torch.arange(6.0).view(2, 3), "a:step": torch.tensor(4.0)}
 
@@ -129,3 +129,14 @@ def test_no_file_of_a_save_is_a_pickle(tmp_path: Path) -> None:
 def test_a_run_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="recipe.json is not there"):
         read_json(tmp_path / "recipe.json")
+
+
+def test_a_run_that_fell_back_keeps_its_two_newest_sound_saves(tmp_path: Path) -> None:
+    for step in (100, 200):
+        saved(tmp_path, step)
+    (tmp_path / "steps" / "step-0000200" / "model.safetensors").write_text("x")
+    found = newest(tmp_path)
+    assert found and found.step == 100
+    drop_damaged(tmp_path, found)
+    saved(tmp_path, 150)
+    assert sorted(p.name for p in (tmp_path / "steps").iterdir()) == ["step-0000100", "step-0000150"]

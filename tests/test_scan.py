@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from programs import environment
 from xray_checks import IDS, KINDS
@@ -22,7 +23,7 @@ from gptcli.generation import prepare
 from gptcli.lens import read
 from gptcli.places import read_place
 from gptcli.records_xray import Scan
-from gptcli.scan import roles, run, scan
+from gptcli.scan import fingerprint, roles, run, scan
 from gptcli.tables import Table
 from gptcli.trace_file import load as load_trace
 from gptcli.trace_file import save as save_trace
@@ -104,11 +105,45 @@ def test_a_saved_trace_is_the_scan(checkpoint: Checkpoint, tmp_path: Path) -> No
     save_trace(found, tmp_path / "run.xray")
     again = load_trace(tmp_path / "run.xray")
     views = ("ledger", "attention", "roles", "norms")
-    assert json.dumps(whole(again, views)) == json.dumps(whole(found, views))
+    assert json.dumps(whole(again, views, between=True)) == json.dumps(whole(found, views, between=True))
     assert again.pieces == found.pieces and again.special == found.special
     assert dataclasses.replace(again.check) == found.check
     save_trace(again, tmp_path / "again.xray")
     assert (tmp_path / "again.xray").read_bytes() == (tmp_path / "run.xray").read_bytes()
+
+
+def test_a_trace_of_before_has_no_seed(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path, sampling = tmp_path / "run.xray", Sampling(temperature=1.0)
+    done = run(checkpoint, prepare(checkpoint, IDS[:12]), max_tokens=2, sampling=sampling, seed=3)
+    save_trace(scan(checkpoint, done), path)
+    assert load_trace(path).seed == 3
+    data = path.read_bytes()
+    n = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + n])
+    record = json.loads(header["__metadata__"]["scan"])
+    assert record.pop("seed") == 3
+    header["__metadata__"]["scan"] = json.dumps(record)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + n :])
+    assert load_trace(path).seed is None
+
+
+def test_a_fingerprint_is_of_what_decides_shape_and_meaning(tmp_path: Path) -> None:
+    """Not of keys without influence, nor of where the folder lies; but of layers, families and vocabularies."""
+
+    def of(name: str, **values: Any) -> str:
+        return fingerprint(load(str(tiny.write_gpt2(tmp_path / name, **values))))
+
+    plain = of("plain")
+    assert of("copy", transformers_version="5.0.0", architectures=["GPT2LMHeadModel"]) == plain
+    others = [of("deep", n_layer=3), of("scaled", scale_attn_by_inverse_layer_idx=True), of("long", n_positions=96)]
+    folder = tiny.write_gpt2(tmp_path / "renamed")
+    words = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    (folder / "tokenizer.json").write_text(words.replace('"in"', '"ni"').replace('"i n"', '"n i"'), encoding="utf-8")
+    others.append(fingerprint(load(str(folder))))
+    checkpoint = load(str(tmp_path / "plain"))
+    others.append(fingerprint(dataclasses.replace(checkpoint, family="llama")))
+    assert len({plain, *others}) == 1 + len(others)
 
 
 def test_a_context_without_room_for_two_tokens_twice_has_no_roles(checkpoint: Checkpoint) -> None:
@@ -170,7 +205,7 @@ def test_files_that_are_no_trace_are_refused(checkpoint: Checkpoint, tmp_path: P
 
     with pytest.raises(UsageError, match="schema '99', and this gptcli reads '1'"):
         load_trace(written(lambda h: h["__metadata__"].update(schema="99")))
-    with pytest.raises(BadCheckpoint, match="is no x-ray"):
+    with pytest.raises(BadCheckpoint, match="is not an x-ray"):
         load_trace(written(lambda h: h["__metadata__"].update(format="pt")))
     for change in (
         lambda v: v.update(kind="Popen"),
@@ -201,6 +236,13 @@ def test_files_that_are_no_trace_are_refused(checkpoint: Checkpoint, tmp_path: P
         load_trace(path)
 
 
+def test_rows_between_attention_and_mlp_are_in_json_where_they_are_asked_for(checkpoint: Checkpoint) -> None:
+    found = made(checkpoint)
+    for between in (False, True):
+        for tokens in (whole(found, between=between)["tokens"], [*lines(found, between=between)][1:-2]):
+            assert ["between" in token for token in tokens] == [between] * 12 + [False] * 4
+
+
 def test_json_lines_say_the_same_as_the_object(checkpoint: Checkpoint) -> None:
     found = made(checkpoint)
     frames = list(lines(found, ("ledger",)))
@@ -214,6 +256,26 @@ def test_json_lines_say_the_same_as_the_object(checkpoint: Checkpoint) -> None:
     assert "rows" not in answer["tokens"][15]  # the last token was written, and not read
     book = answer["ledger"]["positions"][11][0]
     assert sum(book["parts"].values()) + book["constant"] == pytest.approx(book["logit"], abs=1e-4)
+
+
+def test_the_ledger_in_json_adds_up_from_a_row_to_heads_to_tokens(checkpoint: Checkpoint) -> None:
+    """Of the first three positions every token is named, so that nothing is left over."""
+    found = whole(made(checkpoint), ("ledger",))
+    for i, books in enumerate(found["ledger"]["positions"]):
+        for book in books:
+            for layer in range(2):
+                heads, bias = book["heads"][layer], book["head_bias"][layer]
+                assert bias and sum(heads) + bias == pytest.approx(book["parts"][f"L{layer} attn"], abs=1e-5)
+                for head, sources in zip(heads, book["sources"][layer], strict=True):
+                    *named, others = sources
+                    assert others["position"] is None
+                    assert sum(source["value"] for source in sources) == pytest.approx(head, abs=1e-9)
+                    at = [source["position"] for source in named]
+                    assert len({*at}) == len(at) == min(3, i + 1) and {*at} <= {*range(i + 1)}
+                    assert i > 2 or others["value"] == pytest.approx(0, abs=1e-5)
+                    assert [abs(source["value"]) for source in named] == sorted(
+                        (abs(source["value"]) for source in named), reverse=True
+                    )
 
 
 def test_a_draw_shows_what_was_drawn(checkpoint: Checkpoint) -> None:
@@ -286,6 +348,68 @@ def test_what_an_edit_put_there_came_from_no_token_and_the_rest_is_checked(
     monkeypatch.setattr("gptcli.attention.seen", lambda T, window, device: torch.ones(T, T, dtype=torch.bool))
     with pytest.raises(CheckFailed, match="patterns gather something else"):
         edited()
+
+
+@pytest.mark.parametrize("to_mean", [False, True])
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "granite", "gptj"])
+def test_the_ledger_adds_up_down_to_the_heads_where_an_attention_was_put_there(
+    name: str, to_mean: bool, zoo_root: Path
+) -> None:
+    """There no head wrote anything, and what was put there came from no token."""
+    checkpoint = load(str(built(name, zoo_root)[0]))
+    prompt = prepare(checkpoint, IDS[:12])
+    plain = run(checkpoint, prompt, max_tokens=0).trace
+    other = Exchange(place=read_place("L2.attn"), position=3, other=plain, other_position=7)
+    off = [read_place("L0.attn"), read_place("L1"), read_place("L3.mlp")]
+    edits = Edits(checkpoint.decoder, off, [other], means=plain if to_mean else None)
+    done = run(checkpoint, prompt, max_tokens=2, edits=edits)
+    for books in whole(scan(checkpoint, done, heads=True, edits=edits), ("ledger",))["ledger"]["positions"]:
+        for book in books:
+            for layer, (heads, bias) in enumerate(zip(book["heads"], book["head_bias"], strict=True)):
+                part = book["parts"][f"L{layer} attn"]
+                assert sum(heads) + bias == pytest.approx(part, abs=1e-5 * (sum(map(abs, heads)) + abs(bias)) + 1e-7)
+                put = layer < 2 or (layer == 2 and book["position"] == 3)
+                assert any(heads) != put and (to_mean or layer > 1 or part == 0)
+                if put:
+                    assert book["sources"][layer] == [[{"position": None, "value": 0.0}]] * len(heads)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_heads_add_up_to_their_attention_as_far_as_16_bits_do(dtype: str, zoo_root: Path) -> None:
+    for name in ("gpt2", "gemma2", "granite", "gptj", "qwen2"):
+        checkpoint = load(str(built(name, zoo_root)[0]), dtype=dtype)
+        found = scan(checkpoint, run(checkpoint, prepare(checkpoint, IDS[:12]), max_tokens=2), heads=True)
+        assert found.books[0].heads is not None
+
+
+def test_a_ledger_whose_heads_or_tokens_contradict_the_model_is_refused(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where their sources are shown, and their patterns are not."""
+    from gptcli import ledger
+
+    true = ledger.head_directions
+    with monkeypatch.context() as bug:
+        bug.setattr("gptcli.ledger.head_directions", lambda *of: (true(*of)[0], true(*of)[1] * 0))
+        with pytest.raises(CheckFailed, match="the heads of L0 do not add up to its attention"):
+            made(checkpoint)
+    with monkeypatch.context() as bug:
+        bug.setattr("gptcli.attention.seen", lambda T, window, device: torch.ones(T, T, dtype=torch.bool))
+        with pytest.raises(CheckFailed, match="patterns gather something else"):
+            made(checkpoint, attention=False)
+
+
+def test_a_padding_row_of_the_head_is_no_token_that_stands_above_another(tmp_path: Path) -> None:
+    """A model whose head has 133 rows more than its tokenizer has tokens: ranks agree with what is the best."""
+    checkpoint = load(str(tiny.write_padded(tmp_path / "padded")))
+    assert (checkpoint.n_tokens, checkpoint.config.n_vocab) == (267, 400)
+    found = made(checkpoint)
+    ranks = [found.cells.rank.column(i) for i in range(found.n_positions)]
+    best = [[found.cells.ids.whole(r, i, 0) for r in range(3)] for i in range(found.n_positions)]
+    for i, (column, ids) in enumerate(zip(ranks, best, strict=True)):
+        assert [rank == 1 for rank in column] == [id == found.answers[i] for id in ids]
+        assert max(column) <= 267
+    assert sum(column[-1] == 1 for column in ranks) == found.n_positions
 
 
 def test_tables_are_read_by_index() -> None:

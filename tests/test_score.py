@@ -77,7 +77,7 @@ def test_a_score_that_is_no_number_is_an_error_that_names_the_place(tmp_path: Pa
     model = tiny.write_gpt2(tmp_path / "model", tensors)
     for words in ([], ["--json"]):
         done = quick("score", "hello the", "-m", model, *words)
-        assert done.returncode == 1 and done.stdout == b"" and b"not numbers: the MLP in layer 1" in done.stderr
+        assert done.returncode == 1 and done.stdout == b"" and b"not finite: the MLP in layer 1" in done.stderr
 
 
 def test_options_of_score_that_would_do_nothing_are_refused(tiny_gpt2: Path, tmp_path: Path) -> None:

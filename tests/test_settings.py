@@ -32,7 +32,7 @@ def write(environ: dict[str, str], text: str | bytes) -> Path:
 
 
 def test_a_variable_that_is_nearly_a_setting_s_is_not_ignored() -> None:
-    with pytest.raises(UsageError, match="GPTCLI_TEMPRATURE in the environment is no setting") as error:
+    with pytest.raises(UsageError, match="GPTCLI_TEMPRATURE in the environment is not a setting") as error:
         settle({}, environ={"GPTCLI_TEMPRATURE": "0", "GPTCLI_CONFIG": "/dev/null"})
     assert error.value.hint == "did you mean GPTCLI_TEMPERATURE?"
     for theirs in ("GPTCLI_HOME", "GPTCLI_WRAPPER_VERSION", "GPTCLI_DEBUG"):
@@ -189,7 +189,7 @@ def test_bad_devices(environ: dict[str, str], device: str) -> None:
     [
         ("num_samples", 0, "--num-samples must be a whole number, 1 or more, not 0"),
         ("top_k", True, "--top-k must be a whole number, 0 or more, not True"),
-        ("stop", ["a", ""], "--stop must be a list of texts, none of them empty, not ['a', '']"),
+        ("stop", ["a", ""], "--stop must be a list of texts in UTF-8, none of them empty, not ['a', '']"),
         ("model", "", "--model must be a text that is not empty, not ''"),
         ("dtype", "int8", "--dtype must be one of auto, float32, bfloat16, float16, not 'int8'"),
     ],
@@ -243,7 +243,7 @@ def test_a_full_config_file(environ: dict[str, str]) -> None:
         ("top_k = true", "must be a whole number, 0 or more, not True", ""),
         ("quiet = 1", "must be true or false, not 1", ""),
         ("top_p = inf", "must be a number from 0 to 1, not inf", ""),
-        ('stop = "x"', "must be a list of texts, none of them empty, not 'x'", ""),
+        ('stop = "x"', "must be a list of texts in UTF-8, none of them empty, not 'x'", ""),
         ('device = "tpu"', "must be one of auto, cpu, cuda, cuda:N, mps, not 'tpu'", ""),
     ],
 )

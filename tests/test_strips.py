@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from programs import in_terminal
 from rich.cells import cell_len
+from rich.text import Text
+from test_xray_views import least_contrast
 from torch import Tensor
 from xray_checks import IDS, KINDS, traced
 from zoo import Kind, built
@@ -19,7 +25,10 @@ from gptcli.cache import Cache
 from gptcli.cli import run
 from gptcli.lens import depth, read
 from gptcli.places import read_place
+from gptcli.records import Prompt, Step
 from gptcli.records_xray import Strip
+from gptcli.render.output import Output
+from gptcli.render.strip import StripView
 from gptcli.strips import Strips
 from gptcli.whatif import Edits
 
@@ -113,6 +122,40 @@ def test_strips_are_read_off_the_compiled_pass_where_there_is_one_and_nothing_is
     assert len(asked) == 5  # machine code has no place where something could be changed
 
 
+def test_padding_is_in_a_strip_s_softmax_and_not_in_its_ranks(tmp_path: Path) -> None:
+    checkpoint = load(str(tiny.write_padded(tmp_path / "padded")))
+    tape = Strips(checkpoint.decoder, size=checkpoint.n_tokens)
+    above = 0
+    for step in generate(checkpoint, IDS[:11], sampling=GREEDY, max_tokens=6, ignore_eos=True, tape=tape):
+        strip = tape.read(step.id, step.logprob)
+        with torch.inference_mode():
+            z = checkpoint.decoder.readout(tape.states)
+        assert strip.logprobs == pytest.approx(z.log_softmax(-1)[:, step.id].tolist(), abs=1e-4)
+        assert strip.stands == tuple((z[:, :267].argmax(-1) == step.id).tolist()) and strip.rank == 1
+        above += int((z[-1] > z[-1, step.id]).sum())
+    assert above > 0  # padding did stand above what was written
+
+
+def test_the_command_s_strips_know_the_padding(tmp_path: Path, capfd: Any) -> None:
+    folder = tiny.write_padded(tmp_path / "padded")
+    assert run(["generate", "hello", "-m", str(folder), "-n", "6", "-t", "0", "-q", "--json", "--xray"]) == 0
+    (sample,) = json.loads(capfd.readouterr().out)["samples"]
+    assert [token["xray"]["rank"] for token in sample["tokens"]] == [1] * 6
+
+
+def test_the_last_line_says_what_was_changed_and_rounded(tiny_gpt2: Path, capfd: Any) -> None:
+    words = ["generate", "hello", "-m", str(tiny_gpt2), "-n", "2", "-t", "0", "-q", "--xray"]
+    for flags, says in (
+        (["--patch", "other@L1:-1"], 'changed: "other"@L1:-1 │'),
+        (["--ablate", "L0H1", "--mean"], "changed: L0H1 (mean) │"),
+        (["--quantize", "int8"], "weights rounded to int8 │"),
+    ):
+        assert run([*words, *flags]) == 0
+        out = capfd.readouterr().out.replace("\n", " │ ")
+        assert says in out and "without" not in out and ("changed" in out) == ("changed" in says)
+    assert run(words) == 0 and "rounded" not in capfd.readouterr().out
+
+
 def test_a_strip_that_contradicts_the_model_is_refused(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = load(str(tiny_gpt2))
     tape = Strips(checkpoint.decoder)
@@ -151,6 +194,47 @@ def test_the_command_shows_a_line_for_each_token_and_the_same_text(tiny_gpt2: Pa
     out = capfd.readouterr().out
     assert "emb to L1" in out and "lens(last) = logits ✓" in out and "tokenizer 267 = head 267" in out
     assert len([line for line in out.splitlines() if "/1 " in line or "#" in line[20:40]]) >= 6
+
+
+def drawn(prompt: Prompt, steps: Sequence[tuple[Step, Strip]], *, n_layer: int, width: int = 80, **how: bool) -> str:
+    """What the view writes."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    view = StripView(Output(stream), n_layer=n_layer, width=width, **how)
+    view.begin(prompt)
+    for step, strip in steps:
+        view.step(step, strip, "<name>")
+    view.end(["float32 cpu"])
+    assert isinstance(stream.buffer, io.BytesIO)
+    return stream.buffer.getvalue().decode()
+
+
+def one_strip(**how: bool) -> str:
+    """Of one token in three rows, the best in the last two."""
+    p = (0.3, 0.3, 0.9)
+    strip = Strip(logprobs=tuple(map(math.log, p)), kl=(2.0, 1.0, 0.0), stands=(False, True, True), rank=1, error=0.0)
+    step = Step(index=0, id=2, raw=b"llo", logprob=math.log(0.9), p=0.9, n_kept=1, draw=None, margin=1.0)
+    return drawn(Prompt(text="he", ids=(1,), raws=(b"he",)), [(step, strip)], n_layer=2, **how)
+
+
+def test_layers_in_which_the_token_is_the_best_are_marked_without_colours_too() -> None:
+    plain = one_strip(colour=False)
+    assert " ⣤▃█ " in plain and "⣀ to ⣿: the same where another is likelier" in plain and "pink" not in plain
+    coloured = one_strip(colour=True)
+    assert " ▃▃█ " in Text.from_ansi(coloured).plain and "⣀" not in coloured and "pink: the best" in coloured
+
+
+def test_a_strip_can_be_read_on_dark_and_on_light(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    for light, grounds in ((False, ("#000000", "#1b1d21")), (True, ("#ffffff", "#eee8d5"))):
+        assert min(least_contrast(one_strip(colour=True, light=light), on) for on in grounds) >= 3.0
+
+
+def test_the_command_knows_a_light_terminal(tiny_gpt2: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    for ground, on in (("15;0", "#000000"), ("0;15", "#ffffff")):
+        monkeypatch.setenv("COLORFGBG", ground)
+        assert run(["generate", "he", "-m", str(tiny_gpt2), "-n", "6", "-t", "0", "--xray", "--color", "always"]) == 0
+        assert least_contrast(capfd.readouterr().out, on) >= 3.0
 
 
 def test_edits_act_in_generate_as_in_xray(tiny_gpt2: Path, capfd: Any) -> None:

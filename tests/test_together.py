@@ -114,7 +114,7 @@ def test_lost_numbers_are_reported_as_for_one_text(few: EachAlone, monkeypatch: 
         lost()
     with pytest.raises(GptcliError) as single:
         alone(few.model, requests[0])
-    assert str(batched.value) == str(single.value) and "not numbers" in str(single.value)
+    assert str(batched.value) == str(single.value) and "not finite" in str(single.value)
 
 
 @gpt2

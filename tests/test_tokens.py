@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 import subprocess
 import sys
@@ -261,6 +262,16 @@ def test_special_names_of_the_config_are_special(tmp_path: Path) -> None:
     assert tokenizer.is_special(0) and tokenizer.eos_ids == {0} and tokenizer.encode("a<|end|>")[-1] == 0
 
 
+@pytest.mark.parametrize("names", [None, {"eos_token": "<|end|>"}])
+def test_a_name_that_is_not_given_is_not_the_word_none(names: dict[str, Any] | None, tmp_path: Path) -> None:
+    data = byte_level()
+    data["model"]["vocab"]["None"] = len(data["model"]["vocab"])
+    tokenizer = load(tmp_path, data, names)
+    for text in ("None", "NoneType", "a None b"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text and not any(map(tokenizer.is_special, ids))
+
+
 def test_special_tokens_map_is_read_when_the_config_is_silent(tmp_path: Path) -> None:
     (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|end|>"}, "bos_token": "<|end|>"}')
     tokenizer = load(tmp_path, byte_level(), {"bos_token": "<s>"})
@@ -377,7 +388,7 @@ def test_what_is_not_known_is_unsupported_by_name(path: str, value: Any, why: st
         ("added_tokens", [{"id": 900, "content": "<x>"}], "'<x>' is given id 900, but gets"),
         ("added_tokens", [{"id": 5, "content": "<x>"}], "share the id 5"),
         ("added_tokens", [{"content": "<x>"}], "no id"),
-        ("added_tokens", 5, "no list"),
+        ("added_tokens", 5, "not a list"),
         ("post_processor.special_tokens", {}, "template is malformed"),
         ("post_processor.special_tokens", {"<s>": {"ids": [99_999]}}, "99999"),
         ("post_processor.single", [{"Sequence": {"id": "A"}}, {"Sequence": {"id": "A"}}], "the text once"),
@@ -533,6 +544,28 @@ def test_gpt2_s_first_files(tmp_path: Path) -> None:
     assert tokenizer.piece(tokenizer.encode("a the")[-1]) == "\u0120the"
 
 
+def test_merges_of_windows_are_those_of_unix(tmp_path: Path) -> None:
+    ids = Tokenizer.from_folder(old_folder(tmp_path, {})).encode("the cat sat\r\n")
+    merges = tmp_path / "merges.txt"
+    merges.write_bytes(merges.read_bytes().replace(b"\n", b"\r\n"))
+    assert Tokenizer.from_folder(tmp_path).encode("the cat sat\r\n") == ids
+    merges.write_bytes(b"t h\nthe\n")
+    with pytest.raises(BadCheckpoint, match=r"merges\.txt: merge 1 is not a pair"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_merges_that_are_a_pipe_or_too_many_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    merges = old_folder(tmp_path, {}) / "merges.txt"
+    monkeypatch.setattr("gptcli.tokens._FILE_LIMIT", (tmp_path / "vocab.json").stat().st_size)
+    merges.write_text("t h\n" * 10_000)
+    with pytest.raises(BadCheckpoint, match=r"merges\.txt has 40,000 bytes, more than"):
+        Tokenizer.from_folder(tmp_path)
+    merges.unlink()
+    os.mkfifo(merges)
+    with pytest.raises(BadCheckpoint, match=r"merges\.txt is not a regular file"):
+        Tokenizer.from_folder(tmp_path)
+
+
 def test_opt_s_files(tmp_path: Path) -> None:
     config = {"add_bos_token": True, "bos_token": {"content": "</s>"}, "eos_token": {"content": "</s>"}}
     vocab = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
@@ -593,7 +626,7 @@ def test_real_tokenizers(name: str, size: int, bos: int | None, eos: int, leadin
     tokenizer = Tokenizer.from_folder(folder, n_vocab=size)
     assert (tokenizer.size, tokenizer.bos_id, tokenizer.eos_ids) == (size, bos, frozenset({eos}))
     assert tokenizer.leading_space is leading
-    texts = [text for text in TEXTS if "\u2581" not in text]
+    texts = [*(text for text in TEXTS if "\u2581" not in text), "def f() -> None:", "NoneType"]
     check_against_library(tokenizer, tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), texts)
     first, second = tokenizer.encode("Once upon", bos=False)
     assert (tokenizer.raw(first), tokenizer.raw(second)) == (b" Once" if leading else b"Once", b" upon")

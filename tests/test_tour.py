@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import re
 import shlex
@@ -12,15 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from programs import PROGRAM, environment, gptcli, in_terminal
 from rich.cells import cell_len
 from rich.text import Text
+from test_tokens import sentencepiece
 
 from gptcli import load
 from gptcli.commands.tour import KEYS
 from gptcli.render.theme import drawn
 from gptcli.render.tour import draw
+from gptcli.tokens import Tokenizer
 from gptcli.tour.guide import ASKED, CASE, EXAMPLES, LAW, PAGES, Guide
 from gptcli.tour.page import Change, Exercises, Grid, Masks, Shots, Track
 from gptcli.tour.texts import LANGUAGES, texts
@@ -106,6 +111,41 @@ def test_examples_in_the_prompt_make_their_answer_likelier(guide: Guide) -> None
     assert page.picture.chances[-1] > 10 * page.picture.chances[0]
 
 
+def test_an_answer_s_tokens_are_those_that_follow_its_prompt(tmp_path: Path) -> None:
+    """Where a tokenizer puts a space in front of every text, an answer by itself would have one too many."""
+    (tmp_path / "tokenizer.json").write_text(json.dumps(sentencepiece()), encoding="utf-8")
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    checkpoint = load(str(tiny.write_gpt2(tmp_path / "model", vocab_size=tokenizer.size, n_positions=256)))
+    guide = Guide(dataclasses.replace(checkpoint, tokenizer=tokenizer))
+    page = guide.page("priming")
+    whole = tokenizer.encode(CASE + ASKED)
+    n = len(whole) - len(tokenizer.encode(CASE))
+    assert whole[: len(whole) - n] == tokenizer.encode(CASE) and f" -n {n}" in page.command
+    with torch.no_grad():
+        rows = checkpoint.decoder(torch.tensor([whole]))[0].log_softmax(-1)
+    expected = math.exp(sum(float(rows[i - 1, whole[i]]) for i in range(len(whole) - n, len(whole))))
+    assert isinstance(page.picture, Shots) and page.picture.chances[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_mask_of_a_wide_window_is_thinned_before_it_is_made(guide: Guide) -> None:
+    """Whole it would have 40 thousand million cells."""
+    layers = tuple(dataclasses.replace(layer, window=100_000) for layer in guide.config.layers[:1])
+    wide = Guide(guide.checkpoint)
+    wide.config = dataclasses.replace(guide.config, layers=layers, n_ctx=1_000_000)
+    page = wide.page("masks")
+    assert isinstance(page.picture, Masks)
+    ((window, _, mask),) = page.picture.kinds
+    assert (page.picture.n_tokens, window) == (200_000, 100_000)
+    assert len(mask) == len(mask[0]) <= 48 and page.picture.step * len(mask) >= 200_000
+    for i, row in enumerate(mask):
+        assert row == tuple(0 <= (i - j) * page.picture.step < 100_000 for j in range(len(mask)))
+    for width in (60, 120):
+        shown = drawn(draw(page, texts("en"), n=9, of=12, width=width, colour=False), colour=False, width=width)
+        assert (
+            "200,000 tokens" in " ".join(shown.split()) and max(cell_len(line) for line in shown.splitlines()) <= width
+        )
+
+
 def test_masks_are_those_of_the_model(guide: Guide) -> None:
     picture = guide.page("masks").picture
     assert isinstance(picture, Masks)
@@ -114,9 +154,10 @@ def test_masks_are_those_of_the_model(guide: Guide) -> None:
         for window in {layer.window for layer in guide.config.layers}
     }
     for window, _, mask in picture.kinds:
-        for i in (0, 1, picture.n_tokens // 2, picture.n_tokens - 1):
-            for j in (0, i // 2, i, min(i + 1, picture.n_tokens - 1)):
-                assert mask[i][j] == (0 <= i - j < (window or picture.n_tokens))
+        assert len(mask) == len(range(0, picture.n_tokens, picture.step))
+        for i in (0, 1, len(mask) // 2, len(mask) - 1):
+            for j in (0, i // 2, i, min(i + 1, len(mask) - 1)):
+                assert mask[i][j] == (0 <= (i - j) * picture.step < (window or picture.n_tokens))
 
 
 def test_the_x_ray_pages_carry_their_self_check(guide: Guide) -> None:

@@ -203,6 +203,37 @@ def test_a_loss_that_is_no_number_stops_before_it_does_harm() -> None:
     assert training.step == 3 and torch.equal(decoder.embed.weight, before)
 
 
+@pytest.mark.parametrize(("what", "saved"), [("loss", 0), ("loss", 2), ("gradient's norm", 2), ("validation loss", 2)])
+def test_whatever_is_no_number_is_said_in_the_same_words(what: str, saved: int) -> None:
+    training = Training(new(), Fixed(), recipe(n_steps=3))
+    steps = training.run(validate_every=3)
+    next(steps)
+    next(steps)
+    training.saved = saved
+    if what == "gradient's norm":
+        training.decoder.embed.weight.register_hook(lambda gradient: gradient * math.inf)
+    elif what == "loss":
+        training.decoder.embed.weight.data[0] = math.nan
+    else:
+        training.validate = lambda: math.nan  # type: ignore[method-assign]
+    with pytest.raises(GptcliError, match=f"^step 3: the {what} is (nan|inf)") as caught:
+        next(steps)
+    assert caught.value.message.endswith("; the last good save is step 2") is bool(saved)
+    assert ("--resume" in caught.value.hint) is bool(saved) and "--learning-rate" in caught.value.hint
+
+
+def test_what_the_next_step_could_not_be_made_from_is_not_to_be_saved() -> None:
+    training = Training(new(), Fixed(), recipe())
+    next(training.run())
+    training.check()
+    training.parameters["unused"] = torch.nn.Parameter(torch.tensor([1.0, math.nan]))
+    with pytest.raises(GptcliError, match="^step 1: the sum of unused is nan"):
+        training.check()
+    training.decoder.blocks[0].mlp.up.weight.data *= 1e38  # type: ignore[union-attr, index, operator]
+    with pytest.raises(GptcliError, match="^step 2: the (loss|gradient's norm) is "):
+        training.check()
+
+
 def test_a_lesson_shows_a_real_position_before_and_after_its_step() -> None:
     fixed, decoder = Fixed(), new()
     training = Training(decoder, fixed, recipe(learning_rate=1e-2, warmup_tokens=0))

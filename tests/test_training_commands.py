@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from programs import PROGRAM, environment, gptcli, in_terminal, quick
+from programs import PROGRAM, complaint, environment, gptcli, in_terminal, quick
 from rich.cells import cell_len
 from rich.text import Text
 from safetensors.torch import load_file, save_file
@@ -206,13 +206,31 @@ def test_a_loss_that_is_no_number_stops_with_its_step(corpus: Path, tmp_path: Pa
         "train", corpus, "--out", tmp_path / "m", *SMALL, "--steps", "60", "--lr", "1e30", "--save-every", "1"
     )
     assert done.returncode == 1
-    assert b"gptcli: error: step " in done.stderr and b"are no numbers any more" in done.stderr
+    assert b"gptcli: error: step 1: the validation loss is nan\n" in done.stderr
     assert b"--resume" not in done.stderr  # there is nothing to go on from
     assert (
         not list((tmp_path / "m" / "run").glob("steps/step-*")) and not (tmp_path / "m" / "model.safetensors").exists()
     )
     for line in (tmp_path / "m" / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+@pytest.mark.parametrize("every", ["1", "100"], ids=["saved every step", "never saved"])
+def test_a_loss_that_is_no_number_names_the_last_good_save(corpus: Path, tmp_path: Path, every: str) -> None:
+    """The step at that rate gives numbers that the next one's loss is nan with: that is not saved either."""
+    out = tmp_path / "m"
+    assert quick("train", corpus, "--out", out, *SMALL, "--steps", "4", "--save-every", "2").returncode == 0
+    weights = (out / "model.safetensors").read_bytes()
+    wild = ("--steps", "12", "--lr", "1e30", "--save-every", every, "--validate-every", "100")
+    done = quick("train", "--resume", "--out", out, *wild)
+    assert done.returncode == 1
+    *_, error, hint = done.stderr.decode().splitlines()
+    assert error == "gptcli: error: step 6: the loss is nan; the last good save is step 4"
+    assert "--resume" in hint and "a lower --learning-rate may help" in hint
+    assert (out / "run" / "LATEST").read_text() == "step-0000004\n"
+    assert (out / "model.safetensors").read_bytes() == weights and load(str(out)).config.n_layer == 2
+    again = quick("train", "--resume", "--out", out, "--lr", "1e-3")
+    assert again.returncode == 0 and lines_of(out / "metrics.jsonl") == 12
 
 
 def test_what_was_saved_and_not_published_is_published_when_the_run_goes_on(corpus: Path, tmp_path: Path) -> None:
@@ -483,7 +501,7 @@ def test_finetune_refuses_with_clear_words(trained: Path, corpus: Path, pairs: P
         ([trained, pairs, corpus, "--out", tmp_path / "c"], 2, "some files hold pairs and others text"),
         ([tmp_path / "none", pairs, "--out", tmp_path / "d"], 3, "no"),
         ([trained, pairs, "--out", tmp_path / "e", "--lora-alpha", "3"], 2, "are for an adapter"),
-        ([trained, "--out", tmp_path / "f"], 2, "what to train, and on what?"),
+        ([trained, "--out", tmp_path / "f"], 2, "finetune needs a model and data"),
         ([trained, pairs, "--out", tmp_path / "g", "--fields", "x"], 2, "is not two names"),
         ([trained, corpus, "--out", tmp_path / "h", "--context", "33"], 2, "more than the 32 tokens"),
         ([trained, corpus, "--out", tmp_path / "i", "--epochs", "nan"], 2, "--epochs must be a number above 0"),
@@ -505,7 +523,7 @@ def test_finetune_refuses_with_clear_words(trained: Path, corpus: Path, pairs: P
 def test_an_adapter_for_another_model_is_refused(trained: Path, pairs: Path, tiny_gpt2: Path, tmp_path: Path) -> None:
     assert quick("finetune", trained, pairs, "--out", tmp_path / "a", "--lora", "2", "--steps", "1").returncode == 0
     done = quick("x", "-m", tiny_gpt2, "--adapter", tmp_path / "a")
-    assert done.returncode == 4 and b"is no linear layer of this gpt2 model" in done.stderr
+    assert done.returncode == 4 and b"is not a linear layer of this gpt2 model" in done.stderr
     done = quick("x", "-m", tiny_gpt2, "--adapter", "nothing-like-it")
     assert done.returncode == 3 and b"no adapter nothing-like-it" in done.stderr
 
@@ -605,3 +623,106 @@ def test_examples_fit_the_terminal(tiny_gpt2: Path, width: int, more: tuple[str,
     seen, code = in_terminal("examples", text, "-m", tiny_gpt2, *more, size=(60, width))
     lines = Text.from_ansi(seen.decode().replace("\r", "")).plain.split("\n")
     assert code == 0 and "correct" in lines[0] and max(map(cell_len, lines)) <= width
+
+
+def test_a_validation_file_is_not_trained_on_and_no_file_twice(corpus: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    parts = corpus.read_text().split("<|endoftext|>")
+    (folder / "a.txt").write_text("<|endoftext|>".join(parts[:40]))
+    (folder / "b.txt").write_text("<|endoftext|>".join(parts[40:]))
+    words = ("--out", tmp_path / "m", *SMALL, "--steps", "1", "--validation", folder / "b.txt")
+    assert quick("train", folder, folder / "a.txt", *words).returncode == 0
+    kept = json.loads((tmp_path / "m" / "run" / "recipe.json").read_text())
+    assert kept["files"] == [str(folder / "a.txt")]
+    refused = quick("train", folder / "b.txt", "--out", tmp_path / "n", *words[2:])
+    assert refused.returncode == 2 and b"is given to train on and to validate on" in refused.stderr
+
+
+def test_a_run_that_cannot_go_on_keeps_the_recipe_it_had(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    shutil.copytree(trained, out)
+    before = (out / "run" / "recipe.json").read_bytes()
+    assert quick("train", "--resume", "--out", out, "--steps", "50", "--device", "cuda:99").returncode == 2
+    shorter = quick("train", "--resume", "--out", out, "--steps", "3")
+    assert shorter.returncode == 0 and b"40 steps are done already" in shorter.stderr
+    assert (out / "run" / "recipe.json").read_bytes() == before
+    assert b"all 40 steps are done" in quick("train", "--resume", "--out", out).stderr
+
+
+def test_two_processes_do_not_train_in_one_folder(trained: Path, tmp_path: Path) -> None:
+    from gptcli.saves import alone
+
+    shutil.copytree(trained, tmp_path / "m")
+    with alone(tmp_path / "m" / "run"):
+        done = gptcli("train", "--resume", "--out", tmp_path / "m", "--steps", "41")
+    assert done.returncode == 1 and "is training in" in complaint(done)
+    assert gptcli("train", "--resume", "--out", tmp_path / "m", "--steps", "41").returncode == 0
+
+
+def test_a_step_is_not_compiled_where_nothing_can(
+    trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptcli.compiled.has_compiler", lambda: False)
+    shutil.copytree(trained, tmp_path / "m")
+    options = [o for o in SMALL if o != "--no-compile"]
+    for words in (
+        ["train", corpus, "--out", tmp_path / "a", *options, "--compile"],
+        ["finetune", trained, corpus, "--out", tmp_path / "b", "--compile"],
+        ["train", "--resume", "--out", tmp_path / "m", "--steps", "41", "--compile"],
+    ):
+        done = quick(*words)
+        assert done.returncode == 2 and "there is no C++ compiler" in complaint(done)
+    assert quick("train", "--resume", "--out", tmp_path / "m", "--steps", "41").returncode == 0
+
+
+def test_what_memory_cannot_train_is_refused_before_anything_is_made(
+    trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 4 * load(str(trained)).config.n_params()
+    monkeypatch.setattr("gptcli.memory.free_bytes", lambda: 2 * size)
+    for words in (
+        ["train", corpus, "--out", tmp_path / "a", *SMALL],
+        ["finetune", trained, corpus, "--out", tmp_path / "b"],
+    ):
+        done = quick(*words)
+        assert done.returncode == 5 and "--lora" in complaint(done) and "--max-tokens" not in complaint(done)
+    assert not (tmp_path / "a").exists()
+    assert quick("finetune", trained, corpus, "--out", tmp_path / "c", "--lora", "2", "--steps", "1").returncode == 0
+
+
+def test_an_adapter_s_save_asks_for_its_own_room_alone(
+    trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[int]()
+    from gptcli import saves
+
+    really = saves.write_save
+    monkeypatch.setattr(
+        saves, "write_save", lambda *a, n_bytes, **b: (asked.append(n_bytes), really(*a, n_bytes=n_bytes, **b))[1]
+    )
+    assert quick("finetune", trained, corpus, "--out", tmp_path / "c", "--lora", "2", "--steps", "1").returncode == 0
+    assert quick("finetune", trained, corpus, "--out", tmp_path / "d", "--steps", "1").returncode == 0
+    n = load(str(trained)).config.n_params()
+    assert asked[0] < 4 * n + (8 << 20) and asked[1] == 12 * n + (8 << 20)
+
+
+def test_settings_count_when_an_adapter_is_merged(
+    trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert quick("finetune", trained, corpus, "--out", tmp_path / "c", "--lora", "2", "--steps", "1").returncode == 0
+    monkeypatch.setenv("GPTCLI_QUIET", "1")
+    monkeypatch.setenv("GPTCLI_DTYPE", "bfloat16")
+    done = quick("merge", trained, tmp_path / "c", "--out", tmp_path / "m")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert {t.dtype for t in load_file(tmp_path / "m" / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_the_context_of_pairs_can_be_made_shorter(trained: Path, pairs: Path, corpus: Path, tmp_path: Path) -> None:
+    words = ("--out", tmp_path / "a", "--lora", "2", "--steps", "1", "--context", "12")
+    done = quick("finetune", trained, pairs, *words)
+    assert b"pairs are longer than the context" in done.stderr
+    longest = int(re.search(rb"sequences of up to (\d+) tokens", done.stderr)[1])  # type: ignore[index]
+    assert done.returncode == 0 and longest <= 13
+    done = quick("finetune", trained, corpus, "--out", tmp_path / "b", "--fields", "a,b")
+    assert done.returncode == 2 and "--fields is for pairs" in complaint(done)

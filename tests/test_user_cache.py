@@ -42,6 +42,41 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert not is_ours(file)
 
 
+def test_a_user_without_a_home_has_no_cache_and_no_folder_called_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.chdir(tmp_path)
+    for variable in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    file = user_cache("compiled") / "a.bin"
+    assert not is_ours(file)
+    with pytest.raises(OSError), written(file):
+        pytest.fail("there is nowhere to write to")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_folder_that_others_could_write_to_becomes_private_and_loses_what_was_there(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    folder.chmod(0o770)
+    (folder / "exchanged").write_bytes(b"old")
+    with written(folder / "a.bin") as made:
+        made.write_bytes(b"new")
+    assert is_ours(folder / "a.bin") and [*folder.iterdir()] == [folder / "a.bin"]
+
+
+def test_a_folder_of_another_user_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(PermissionError, match="belongs to another user"), written(tmp_path / "a.bin"):
+        pytest.fail("it would not be believed")
+
+
 def test_what_nobody_has_used_for_long_goes_when_something_new_comes(tmp_path: Path) -> None:
     stale, fresh, used = (aged(tmp_path / name, days) for name, days in (("a", 91), ("b", 89), ("c", 91)))
     unfinished = tmp_path / ".making-x"

@@ -57,10 +57,10 @@ def by_autograd(decoder: Any, ids: list[int], monkeypatch: pytest.MonkeyPatch) -
         gated = lambda x, act=act: act(x).detach()  # noqa: E731
         plain = lambda x, act=act: x * (act(x) / x).detach()  # noqa: E731
         monkeypatch.setattr(block.mlp, "act", gated if block.mlp.gate else plain)
-    words = decoder.begin(torch.tensor([ids]), None).detach().requires_grad_()
+    words = decoder.embed_tokens(torch.tensor([ids]), None).detach().requires_grad_()
     places = decoder.pos_embed.weight[: len(ids)].detach() if decoder.pos_embed else torch.zeros_like(words[0])
     places = places.clone().requires_grad_()
-    monkeypatch.setattr(decoder, "begin", lambda ids, position: words + places)
+    monkeypatch.setattr(decoder, "embed_tokens", lambda ids, position: words + places)
     end = decoder.config.final_softcap
     x = decoder.stream(torch.tensor([ids]), None, None)[0, AT]
     object.__setattr__(decoder.config, "final_softcap", None)

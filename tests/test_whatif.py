@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny
 import torch
 from xray_checks import IDS, SUMS, check_ablation, traced
 from zoo import Kind, built
@@ -24,6 +26,7 @@ from gptcli.places import (
     read_patch,
     read_place,
 )
+from gptcli.trace import Editor
 from gptcli.whatif import Edits, Exchange, covering, direct_effect, effect, mean, sweep
 
 
@@ -190,7 +193,7 @@ def test_places_are_read_as_they_are_written(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "9", "H4", "L", "L1H", "L1.out", "L1.H2", "L-1", "L1H2 L3", "L99999999"])
 def test_what_is_no_place_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="no place"):
+    with pytest.raises(UsageError, match="not a place"):
         read_place(text)
 
 
@@ -213,6 +216,45 @@ def test_a_layer_a_head_or_a_token_that_is_not_there_is_told_the_range() -> None
     for i in (5, -6):
         with pytest.raises(UsageError, match=f"--token {i} is out of range: tokens are 0 to 4"):
             check_position(i, 5, option="--token")
+
+
+def test_edits_say_where_they_act_and_another_tape_says_nothing(checkpoint: Checkpoint) -> None:
+    class Plain:
+        def start(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+        def heads(self, layer: int, q: Any, k: Any, v: Any, mask: Any, z: torch.Tensor) -> torch.Tensor:
+            return z
+
+        def write(self, layer: int, part: str, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    before = traced(checkpoint.decoder)
+    exchanges = [
+        Exchange(place=read_place(place), position=5, other=before, other_position=2) for place in ("L0.attn", "L0H2")
+    ]
+    looks = [look("L1H0:9/4=0")]
+    edits = Edits(checkpoint.decoder, [read_place("L1H3"), read_place("L1.attn")], exchanges, looks=looks)
+    found, plain = traced(checkpoint.decoder, edits=edits), traced(checkpoint.decoder, edits=Plain())
+    assert isinstance(edits, Editor) and not isinstance(Plain(), Editor)
+    assert found.overwritten(0).nonzero().flatten().tolist() == [5] and bool(found.overwritten(1).all())
+    assert found.replaced(0).nonzero().tolist() == [[2, 5]]
+    assert found.replaced(1).any(1).tolist() == [False, False, False, True]
+    assert float(found.pattern_of(1)[0, 9, 4]) == 0 < float(plain.pattern_of(1)[0, 9, 4])
+    assert not any(bool(t.overwritten(i).any() or t.replaced(i).any()) for t in (before, plain) for i in range(2))
+
+
+def test_an_effect_s_rank_does_not_count_padding(tmp_path: Path) -> None:
+    checkpoint = load(str(tiny.write_padded(tmp_path / "padded")))
+    counted = 0
+    for start in range(6):
+        trace = traced(checkpoint.decoder, IDS[start : start + 8])
+        with torch.inference_mode():
+            z = checkpoint.decoder.readout(trace.states[-1, -1])
+        best = int(z[:267].argmax())
+        assert effect(checkpoint, trace, trace, best, 3).rank == (1, 1)
+        counted += int((z > z[best]).sum())
+    assert counted > 0
 
 
 def test_a_place_inside_another_counts_once() -> None:
@@ -312,8 +354,8 @@ def test_looks_are_read_as_they_are_written() -> None:
     for text, words in {
         "L3:7/2": "only heads look",
         "L3.mlp:7/2": "only heads look",
-        "L3H1:7": "no place",
-        "L3H1:7/2=1": "no place",
+        "L3H1:7": "not a place",
+        "L3H1:7/2=1": "not a place",
     }.items():
         with pytest.raises(UsageError, match=words):
             read_ablation(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ from typing import Any
 import pytest
 import tiny
 from programs import gptcli, in_terminal
+from test_xray_views import least_contrast
+from zoo import built
 
+from gptcli import load
 from gptcli.cli import run
+from gptcli.lora import Rank, attach, save_adapter
 
 Call = Callable[..., tuple[int, str, str]]
 TEXT = "hello there"
@@ -97,6 +102,8 @@ def test_a_saved_what_if_is_shown_again(call: Call, tiny_gpt2: Path, tmp_path: P
         (["-f", "notes.txt"], "--file changes nothing there"),
         (["-n", "3"], "--max-tokens changes nothing there"),
         (["-t", "0.5"], "--temperature changes nothing there"),
+        (["--quantize", "int8"], "--quantize changes nothing there"),
+        (["--walk", "--at", "1"], "--at changes nothing there"),
     ],
 )
 def test_what_a_saved_trace_cannot_show_is_refused(call: Call, saved: Path, flags: list[str], says: str) -> None:
@@ -115,6 +122,111 @@ def test_every_takes_every_so_many_layers(call: Call, tmp_path: Path) -> None:
         out = call(TEXT, "-m", deep, "-n", "0", "--every", "3", *flags)[1]
         rows = [line[:8].strip() for line in out.splitlines()]
         assert [r for r in rows if r in ("emb", *(f"L{i}" for i in range(9)))] == ["L8", "L5", "L2", "emb"]
+    for flags in (["--attention"], ["--roles"], ["--sweep", "mlps"], ["--sweep", "heads"]):
+        out = call(TEXT, "-m", deep, "-n", "0", "--every", "3", *flags, "--width", "200")[1]
+        rows = [line[:6].strip() for line in out.splitlines()]
+        assert [r for r in rows if r in {f"L{i}" for i in range(9)}] == ["L8", "L5", "L2", "L0"]
+        assert "4 of 9 layers (--every 1: all)" in out
+        assert "--every 1" not in call(TEXT, "-m", deep, "-n", "0", *flags, "--width", "200")[1]
+
+
+def test_a_pattern_is_shown_around_the_token_that_at_names(call: Call, tiny_gpt2: Path) -> None:
+    words = ["a robot must obey the orders given", "-m", tiny_gpt2, "-n", "0", "--head", "L1H0", "--width", "60"]
+    at_end, at_start = (call(*words, *flags)[1] for flags in ([], ["--at", "1"]))
+    assert re.search(r"keys 0 to \d+ of 0 to ", at_start) and not re.search(r"keys 0 to \d+ of 0 to ", at_end)
+    assert at_start.splitlines()[0] == at_end.splitlines()[0]  # it is of the same token
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--ledger", "--at", "0"], "has columns of tokens, and --at"),
+        (["--token", "1", "--at", "0"], "has columns of tokens, and --at"),
+        (["--attention", "--at", "0"], "has columns of tokens, and --at"),
+        (["--walk", "--every", "1"], "leaves out layers, and --every"),
+        (["--head", "L1H0", "--every", "1"], "leaves out layers, and --every"),
+        (["--occlusion", "--sub"], "has rows between attention and MLP, and --sub"),
+        (["--sweep", "mlps", "--token", "0"], "is of one token, and --token"),
+        (["--at", "0", "--format", "json"], "holds all tokens and layers, and --at"),
+        (["--every", "2", "--format", "ndjson"], "holds all tokens and layers, and --every"),
+    ],
+)
+def test_an_option_that_no_view_heeds_is_refused(
+    call: Call, saved: Path, tiny_gpt2: Path, flags: list[str], says: str
+) -> None:
+    option = says.split()[-1]
+    for words in ([TEXT, "-m", tiny_gpt2, "-n", "0"], [saved]):
+        code, out, err = call(*words, *flags)
+        assert code == 2 and out == "" and f"{says} changes nothing there" in err
+        assert err.splitlines()[1] == f"hint: leave out {option}"
+
+
+def test_an_option_that_one_of_several_views_heeds_is_taken(call: Call, tiny_gpt2: Path, tmp_path: Path) -> None:
+    words = [TEXT, "-m", str(tiny_gpt2), "-n", "0"]
+    for flags in (
+        ["--ledger", "--grid", "--at", "0", "--every", "1", "--sub"],
+        ["--ledger", "--sub", "--format", "json"],
+        ["--sweep", "mlps", "--token", "0", "--save", str(tmp_path / "of-one.xray")],
+    ):
+        assert call(*words, *flags)[0] == 0
+
+
+def test_there_is_nothing_between_attention_and_mlp_that_add_at_the_same_time(
+    call: Call, zoo_root: Path, tmp_path: Path
+) -> None:
+    parallel = built("gptj", zoo_root)[0]
+    assert call(TEXT, "-m", parallel, "-n", "0", "--save", tmp_path / "parallel.xray")[0] == 0
+    for words in ([TEXT, "-m", parallel, "-n", "0"], [tmp_path / "parallel.xray"]):
+        code, out, err = call(*words, "--sub")
+        assert code == 2 and out == "" and "nothing between them" in err and err.count("\n") == 2
+
+
+def test_rounded_weights_and_adapters_are_looked_into_and_named(
+    call: Call, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A setting counts as in generate, so that both see the same model."""
+    words = [TEXT, "-m", str(tiny_gpt2), "-n", "1"]
+    plain = json.loads(call(*words, "--format", "json")[1])
+    assert plain["adapter"] is plain["rounding"] is None
+    flagged = call(*words, "--quantize", "int8", "--format", "json")[1]
+    monkeypatch.setenv("GPTCLI_QUANTIZE", "int8")
+    assert call(*words, "--format", "json")[1] == flagged
+    found = json.loads(flagged)
+    assert found["rounding"] == "int8" and found["tokens"][0]["rows"] != plain["tokens"][0]["rows"]
+    monkeypatch.delenv("GPTCLI_QUANTIZE")
+    adapter = tmp_path / "tuned"
+    checkpoint, rank = load(str(tiny_gpt2)), Rank(r=2, alpha=4, targets=("c_attn",))
+    attach(checkpoint, rank)
+    save_adapter(checkpoint, rank, adapter)
+    path, before = tmp_path / "run.xray", tmp_path / "plain.xray"
+    assert call(*words, "--save", before)[0] == 0
+    code, live, _ = call(*words, "--adapter", adapter, "--quantize", "int8", "--save", path, "--width", "200")
+    assert code == 0 and "adapter tuned │ weights rounded to int8" in live
+    assert call(path, "--width", "200")[1] == live
+    said = call("--diff", before, path, "--width", "200")[1].splitlines()
+    assert ", adapter tuned, weights rounded to int8, " in said[1] and "adapter" not in said[0]
+
+
+def test_what_if_names_the_manner_of_each_kind_of_edit(call: Call, tiny_gpt2: Path) -> None:
+    words = [TEXT, "-m", str(tiny_gpt2), "-n", "1", "--ablate", "L0H1", "--ablate", "L1H0:-1/0=0"]
+    for more, how in (
+        ([], "zero look=0"),
+        (["--mean", "--ablate", "L1H0:-1/1"], "mean looks"),
+        (["--patch", "other words@L0:-1"], "zero look=0 patch"),
+    ):
+        assert json.loads(call(*words, *more, "--format", "json")[1])["what_if"]["how"] == how
+    alone = [TEXT, "-m", str(tiny_gpt2), "-n", "1", "--patch", "other words@L0:-1"]
+    assert "exchanged for what another prompt has there" in call(*alone)[1]
+
+
+def test_json_of_a_saved_trace_is_that_of_the_live_one(call: Call, tiny_gpt2: Path, tmp_path: Path) -> None:
+    """Rows between attention and MLP come with --sub, and without it from neither."""
+    path, words = tmp_path / "run.xray", [TEXT, "-m", str(tiny_gpt2), "-n", "2"]
+    assert call(*words, "--save", path)[0] == 0
+    for flags in ([], ["--sub"], ["--ledger"]):
+        live = call(*words, *flags, "--format", "json")[1]
+        assert call(path, *flags, "--format", "json")[1] == live
+        assert ("between" in json.loads(live)["tokens"][0]) == (flags == ["--sub"])
 
 
 def test_another_prompt_begins_as_this_one_does(call: Call, tiny_gpt2: Path) -> None:
@@ -129,6 +241,37 @@ def test_another_prompt_begins_as_this_one_does(call: Call, tiny_gpt2: Path) -> 
     assert found[2]["kl"] > 0 and found[2]["kl"] != found[3]["kl"]
 
 
+@pytest.mark.parametrize("what", ["heads", "mlps"])
+def test_a_hint_is_a_command_line_that_works(call: Call, tiny_gpt2: Path, tmp_path: Path, what: str) -> None:
+    path = tmp_path / "plain.xray"
+    assert call(TEXT, "-m", tiny_gpt2, "-n", "1", "--save", path)[0] == 0
+    code, out, err = call(path, "--sweep", what)
+    assert code == 2 and out == "" and f"does not hold what --sweep {what} shows" in err
+    hinted = err.splitlines()[-1].removeprefix("hint: make it again with ").replace("FILE", str(path)).split()
+    assert call(TEXT, "-m", tiny_gpt2, "-n", "1", *hinted)[0] == 0
+    assert call(path, "--sweep", what)[0] == 0
+
+
+def test_a_trace_knows_its_seed(call: Call, tiny_gpt2: Path, tmp_path: Path) -> None:
+    """Where something was drawn with it."""
+    for flags, seed in (([], None), (["-t", "1"], 0), (["-t", "1", "-s", "7"], 7), (["-t", "1", "-n", "0"], None)):
+        path = tmp_path / "run.xray"
+        words = [TEXT, "-m", str(tiny_gpt2), "-n", "2", "--save", str(path), *flags, "--format", "json"]
+        live = json.loads(call(*words)[1])
+        assert live["seed"] == seed and json.loads(call(path, "--format", "json")[1])["seed"] == seed
+
+
+def test_a_plain_trace_holds_walk_occlusion_and_sampling_of_one_token(
+    call: Call, tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    """And an edited one neither walk nor occlusion, which are of the model as it is."""
+    views = ["--walk", "--occlusion", "--sampling"]
+    for flags, held in (([], views), (["--ablate", "L0H1"], ["--sampling"]), (["-n", "0"], views[:2])):
+        path = tmp_path / "run.xray"
+        assert call(TEXT, "-m", tiny_gpt2, "-n", "2", "--save", path, *flags)[0] == 0
+        assert [view for view in views if call(path, view)[0] == 0] == held
+
+
 @pytest.mark.parametrize("flags", [["--token", "1"], ["--ledger"], ["--attention"], ["--occlusion"], ["--norms"], []])
 def test_a_replay_is_what_was_shown(call: Call, tiny_gpt2: Path, saved: Path, flags: list[str]) -> None:
     code, live, _ = call(TEXT, "-m", tiny_gpt2, "-n", "4", *flags)
@@ -141,6 +284,8 @@ def test_what_if_is_answered_as_a_difference(call: Call, tiny_gpt2: Path) -> Non
     assert "KL(before || after)" in out and "direct effect" in out and "before …" in out and "after …" in out
     code, out, _ = call(TEXT, "-m", tiny_gpt2, "-n", "3", "--patch", "other words@L0:-1", "--format", "json")
     assert code == 0
+    said = call(TEXT, "-m", tiny_gpt2, "-n", "3", "--patch", "other words@L0:-1")[1]
+    assert "a patch has no direct effect of one part to show" in said
     found = json.loads(out)["what_if"]
     assert found["edits"] == ['"other words"@L0:-1'] and found["kl"] > 0 and found["direct"] is None
 
@@ -189,6 +334,9 @@ def test_two_traces_are_compared(call: Call, tiny_gpt2: Path, saved: Path, tmp_p
     third = tmp_path / "third.xray"
     assert call("quite other", "-m", tiny_gpt2, "-n", "0", "--no-bos", "--save", third)[0] == 0
     assert "there is nothing to compare" in call("--diff", saved, third)[1]
+    copy = tiny.write_gpt2(tmp_path / "copy", transformers_version="5.0.0")
+    assert call(TEXT, "-m", copy, "-n", "4", "--save", tmp_path / "copy.xray")[0] == 0
+    assert call("--diff", saved, tmp_path / "copy.xray")[0] == 0
     deep = tiny.write_gpt2(tmp_path / "deep", n_layer=3)
     assert call(TEXT, "-m", deep, "-n", "0", "--save", tmp_path / "deep.xray")[0] == 0
     code, out, err = call("--diff", saved, tmp_path / "deep.xray")
@@ -200,9 +348,9 @@ def test_two_traces_are_compared(call: Call, tiny_gpt2: Path, saved: Path, tmp_p
     [
         (["--ablate", "L2H0"], 2, "there is no layer 2: this model's are L0 to L1"),
         (["--ablate", "L1H4"], 2, "there is no head 4 in layer 1: the heads are H0 to H3"),
-        (["--ablate", "layer one"], 2, "'layer one' is no place"),
+        (["--ablate", "layer one"], 2, "'layer one' is not a place"),
         (["--head", "L0H9"], 2, "the heads are H0 to H3"),
-        (["--head", "L0"], 2, "is no head"),
+        (["--head", "L0"], 2, "is not a head"),
         (["--patch", "other"], 2, "TEXT@PLACE"),
         (["--patch", "other@L7:-1"], 2, "there is no layer 7"),
         (["--patch", "a@L1:9"], 2, "out of range"),
@@ -217,6 +365,8 @@ def test_two_traces_are_compared(call: Call, tiny_gpt2: Path, saved: Path, tmp_p
         (["--sweep", "layers"], 2, "layers"),
         (["-n", "-1"], 2, "-1"),
         (["-n", "99999", "--save", "/nonexistent/run.xray"], 1, "cannot save /nonexistent/run.xray"),
+        (["--save", "b.trace"], 2, "--save b.trace: the name of a trace ends in .xray"),
+        (["--save", "traces/.xray"], 2, "ends in .xray"),
     ],
 )
 def test_what_cannot_be_is_one_line(call: Call, tiny_gpt2: Path, words: list[str], code: int, says: str) -> None:
@@ -255,6 +405,21 @@ def test_at_a_terminal_it_is_in_colour_and_as_wide(saved: Path) -> None:
     assert code == 0 and b"\x1b[3" not in seen and b"\x1b[4" not in seen
 
 
+@pytest.mark.parametrize(
+    "flags", [[], ["--token", "-1"], ["--ledger"], ["--head", "L1H3"], ["--occlusion"], ["--sampling"], ["--walk"]]
+)
+def test_a_light_terminal_gets_inks_for_light_and_files_keep_theirs(
+    call: Call, saved: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    svg = call(saved, *flags, "--format", "svg")[1]
+    for ground, contrasts in (("15;0", ("#1b1d21",)), ("0;15", ("#ffffff", "#eee8d5"))):
+        monkeypatch.setenv("COLORFGBG", ground)
+        drawn = call(saved, *flags, "--color", "always")[1]
+        assert all(least_contrast(drawn, on) >= 3.0 for on in contrasts)
+        assert call(saved, *flags, "--format", "svg")[1] == svg
+
+
 def test_a_saved_trace_does_not_steer_the_terminal_nor_end_in_a_fault(call: Call, saved: Path, tmp_path: Path) -> None:
     """Its strings and its kinds of records are whatever somebody wrote into it."""
     data = saved.read_bytes()
@@ -291,4 +456,4 @@ def test_a_trace_goes_through_a_link_and_replaces_nothing_but_files(
     assert (tmp_path / "link.xray").is_symlink() and (tmp_path / "target.xray").is_file()
     os.mkfifo(tmp_path / "pipe.xray")
     code, _, err = call(TEXT, "-m", tiny_gpt2, "-n", "1", "--save", tmp_path / "pipe.xray")
-    assert code == 2 and "no ordinary file" in err and (tmp_path / "pipe.xray").is_fifo()
+    assert code == 2 and "not an ordinary file" in err and (tmp_path / "pipe.xray").is_fifo()

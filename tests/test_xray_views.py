@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -21,11 +22,12 @@ from gptcli.draws import draw_of
 from gptcli.generation import prepare
 from gptcli.occlusion import occlusion
 from gptcli.records_xray import Mosaic, Occlusion, Roles, Scan, WhatIf
-from gptcli.render import changes, grid, heads, ledger, lengths, theme, track, versus, walk
+from gptcli.render import changes, grid, heads, ledger, lengths, theme, tour, track, versus, walk
+from gptcli.render.bars import bar
 from gptcli.render.cell import (
     Blocks,
-    bar,
     believed,
+    compact,
     fit,
     layers_shown,
     level,
@@ -35,9 +37,11 @@ from gptcli.render.cell import (
     smooth,
     texts,
     two_sided,
+    vector,
     window,
 )
 from gptcli.scan import roles, run, scan, table
+from gptcli.tour import page as page_of
 from gptcli.walk import walk as walk_back
 from gptcli.whatif import sweep
 
@@ -47,8 +51,12 @@ WILD = ["漢字".encode(), b"\n", b"\t\x1b[2J", b"\xe2\x82", "é\u202e".encode()
 
 @pytest.fixture(scope="module")
 def found(tiny_gpt2: Path) -> Scan:
+    return everything(tiny_gpt2)
+
+
+def everything(folder: Path) -> Scan:
     """A scan with everything in it, whose tokens are wild."""
-    checkpoint = load(str(tiny_gpt2))
+    checkpoint = load(str(folder))
     sampling = Sampling(temperature=1.0)
     done = run(checkpoint, prepare(checkpoint, IDS[:14]), max_tokens=5, sampling=sampling)
     made = scan(checkpoint, done, heads=True, attention=True, between=range(done.trace.n_positions))
@@ -71,29 +79,29 @@ def found(tiny_gpt2: Path) -> Scan:
 
 
 VIEWS: dict[str, Callable[..., Any]] = {
-    "grid": lambda s, colour: grid.draw(s, colour=colour),
-    "grid-sub": lambda s, colour: grid.draw(s, colour=colour, between=True, cursor=3, most_rows=2),
-    "track": lambda s, colour: track.draw(s, 13, colour=colour),
-    "ledger": lambda s, colour: ledger.draw(s, 13, alone=False, colour=colour),
-    "ledger-alone": lambda s, colour: ledger.draw(s, 0, alone=True, colour=colour),
-    "attention": lambda s, colour: heads.draw(s, 13, head=None, colour=colour),
-    "head": lambda s, colour: heads.draw(s, 13, head=(1, 2), colour=colour),
-    "roles": lambda s, colour: heads.draw_roles(s, s.roles, colour=colour),
-    "walk": lambda s, colour: walk.draw(s, s.walk, colour=colour),
-    "norms": lambda s, colour: lengths.draw(s, 13, colour=colour),
-    "occlusion": lambda s, colour: changes.draw_occlusion(s, s.occlusion, colour=colour),
-    "draw": lambda s, colour: changes.draw_draw(s, s.draw, colour=colour),
-    "what-if": lambda s, colour: changes.draw_what_if(s, s.what_if, colour=colour),
-    "mosaic": lambda s, colour: changes.draw_mosaic(s, s.mosaic, colour=colour),
-    "versus": lambda s, colour: versus.draw(s, s, ("a.xray", "b\x1b.xray"), colour=colour),
+    "grid": lambda s, **how: grid.draw(s, **how),
+    "grid-sub": lambda s, **how: grid.draw(s, between=True, cursor=3, most_rows=2, **how),
+    "track": lambda s, **how: track.draw(s, 13, **how),
+    "ledger": lambda s, **how: ledger.draw(s, 13, alone=False, **how),
+    "ledger-alone": lambda s, **how: ledger.draw(s, 0, alone=True, **how),
+    "attention": lambda s, **how: heads.draw(s, 13, head=None, **how),
+    "head": lambda s, **how: heads.draw(s, 13, head=(1, 2), **how),
+    "roles": lambda s, colour, **_: heads.draw_roles(s, s.roles, colour=colour),
+    "walk": lambda s, **how: walk.draw(s, s.walk, **how),
+    "norms": lambda s, colour, **_: lengths.draw(s, 13, colour=colour),
+    "occlusion": lambda s, **how: changes.draw_occlusion(s, s.occlusion, **how),
+    "draw": lambda s, **how: changes.draw_draw(s, s.draw, **how),
+    "what-if": lambda s, colour, **_: changes.draw_what_if(s, s.what_if, colour=colour),
+    "mosaic": lambda s, colour, **_: changes.draw_mosaic(s, s.mosaic, colour=colour),
+    "versus": lambda s, colour, **_: versus.draw(s, s, ("a.xray", "b\x1b.xray"), colour=colour),
 }
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_fits_its_width_and_cannot_steer_the_terminal(found: Scan, view: str, width: int) -> None:
-    plain = theme.drawn(VIEWS[view](found, False), colour=False, width=width)
-    coloured = SGR.sub("", theme.drawn(VIEWS[view](found, True), colour=True, width=width))
+    plain = theme.drawn(VIEWS[view](found, colour=False), colour=False, width=width)
+    coloured = SGR.sub("", theme.drawn(VIEWS[view](found, colour=True), colour=True, width=width))
     for text in (plain, coloured):
         for line in text.splitlines():
             assert cell_len(line) <= width, line
@@ -109,10 +117,12 @@ def test_heads_that_have_a_role_are_called_by_it(found: Scan) -> None:
     made = Roles(n_tokens=8, **{name: table(torch.full((L, H), x)) for name, x in share.items()})
     for views in (("ledger", "head", "walk"), ("roles",)):
         for view in views:
-            drawn = theme.drawn(VIEWS[view](dataclasses.replace(found, roles=made), False), colour=False, width=200)
+            drawn = theme.drawn(
+                VIEWS[view](dataclasses.replace(found, roles=made), colour=False), colour=False, width=200
+            )
             assert ("⊥ .50" if view == "roles" else "induction .31") in drawn
     for view in ("ledger", "head", "walk"):
-        drawn = theme.drawn(VIEWS[view](dataclasses.replace(found, roles=None), False), colour=False, width=200)
+        drawn = theme.drawn(VIEWS[view](dataclasses.replace(found, roles=None), colour=False), colour=False, width=200)
         assert "induction" not in drawn
 
 
@@ -196,7 +206,7 @@ def test_a_mark_on_a_row_above_others_that_are_not_shown_is_explained(found: Sca
 def test_a_run_that_was_changed_says_so_in_every_view(found: Scan) -> None:
     changed = dataclasses.replace(found, edits=("L1H2", "L0.mlp"))
     for view in VIEWS.values():
-        assert "changed: L1H2, L0.mlp" in theme.drawn(view(changed, False), colour=False, width=200)
+        assert "changed: L1H2, L0.mlp" in theme.drawn(view(changed, colour=False), colour=False, width=200)
 
 
 def test_what_changed_is_marked_without_colours(found: Scan) -> None:
@@ -263,6 +273,43 @@ def test_numbers_are_said_with_what_they_mean() -> None:
     assert fit("abcdefgh", 5) == "abcd…" and fit("ab", 5) == "ab   "
 
 
+@pytest.mark.parametrize(
+    ("light", "grounds"), [(False, ("#000000", "#1b1d21", "#282c34")), (True, ("#ffffff", "#fafaf8", "#eee8d5"))]
+)
+@pytest.mark.parametrize("view", VIEWS)
+def test_all_that_is_drawn_in_a_colour_can_be_read(
+    found: Scan, view: str, light: bool, grounds: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the terminal's own ground, or on the colour that it stands on; #1b1d21 is that of the files."""
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    text = theme.drawn(VIEWS[view](found, colour=True, light=light), colour=True, width=160)
+    for on in grounds:
+        assert least_contrast(text, on) >= 3.0, on
+
+
+@pytest.mark.parametrize(("colorfgbg", "on"), [("15;0", "#000000"), ("0;15", "#ffffff")])
+def test_the_tour_s_x_ray_can_be_read_on_dark_and_on_light(
+    found: Scan, colorfgbg: str, on: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLORFGBG", colorfgbg)
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    for page in (page_of.Grid(scan=found), page_of.Track(scan=found, position=13)):
+        assert least_contrast(theme.drawn(tour.picture(page, colour=True), colour=True, width=100), on) >= 3.0
+
+
+def least_contrast(text: str, ground: str) -> float:
+    """Of all that is written in a colour of its own."""
+    least, drawn = 21.0, Text.from_ansi(text)
+    for span in drawn.spans:
+        style = span.style
+        assert isinstance(style, Style)
+        if style.color and style.color.triplet and drawn.plain[span.start : span.end].strip():
+            on = style.bgcolor.triplet.hex if style.bgcolor and style.bgcolor.triplet else ground
+            a, b = sorted(luminance(c) for c in (style.color.triplet.hex, on))
+            least = min(least, (b + 0.05) / (a + 0.05))
+    return least
+
+
 @pytest.mark.parametrize("light", [False, True])
 def test_ink_can_be_read_on_every_cell(light: bool) -> None:
     for p in (i / 20 for i in range(21)):
@@ -275,8 +322,138 @@ def test_ink_can_be_read_on_every_cell(light: bool) -> None:
     assert all(a < b for a, b in pairwise(grey))  # brighter means likelier, in grey too
 
 
+def test_short_lengths_are_never_0_00(found: Scan) -> None:
+    """Neither as shares of long vectors nor by themselves; what is 0 is said to be."""
+    n = found.lengths
+    longer, shorter = (
+        dataclasses.replace(n, states=table(torch.tensor(n.states.nested()) * 1000)),
+        dataclasses.replace(
+            n, **{name: table(torch.tensor(getattr(n, name).nested()) / 1e5) for name in ("attn", "mlp")}
+        ),
+    )
+    for made in (longer, shorter):
+        for view in ("norms", "track"):
+            drawn = theme.drawn(
+                VIEWS[view](dataclasses.replace(found, lengths=made), colour=False), colour=False, width=200
+            )
+            assert not re.search(r"(?<![\d.+−])0\.00(?!\d)", drawn)
+            assert "<.01" in drawn
+    assert [compact(x) for x in (0, 1e-9, 0.0049, 0.0051, 0.42, 9.94, 35.2, 704, 24_600)] == [
+        "0", "<.01", "<.01", "0.01", "0.42", "9.94", "35.2", "704", "25k",
+    ]  # fmt: skip
+
+
+def test_columns_and_rows_that_are_left_out_are_counted(found: Scan) -> None:
+    """With room for all nothing is said."""
+    last = found.n_positions - 1
+    for name, draw in (
+        ("positions", lambda **how: lengths.draw(found, 13, colour=False, **how)),
+        ("keys", lambda **how: heads.draw(found, 13, head=(1, 2), colour=False, **how)),
+    ):
+        for cursor, first, end in ((0, "0", r"\d+"), (last, r"\d+", f"{last}"), (None, r"\d+", r"\d+")):
+            drawn = theme.drawn(draw(cursor=cursor), colour=False, width=56)
+            assert re.search(rf"{name} {first} to {end} of 0 to {last} \(--at N\)", drawn)
+        assert "(--at N)" not in theme.drawn(draw(), colour=False, width=300)
+    for every, said in ((1, False), (2, True)):
+        drawn = theme.drawn(lengths.draw(found, 13, colour=False, every=every), colour=False, width=300)
+        assert ("2 of 3 rows (--every 1: all)" in drawn) == said
+
+
+def test_queries_of_a_long_text_are_shown_around_the_cursor(tiny_gpt2: Path) -> None:
+    checkpoint = load(str(tiny_gpt2))
+    done = run(checkpoint, prepare(checkpoint, (IDS * 3)[:50]), max_tokens=0)
+    made = scan(checkpoint, done, cells=[49], attention=True)
+    said = {None: "queries 10 to 49 of 0 to 49", 0: "queries 0 to 39 of 0 to 49", 25: "queries 5 to 44 of 0 to 49"}
+    for cursor, text in said.items():
+        drawn = heads.draw(made, 49, head=(0, 0), colour=False, cursor=cursor)
+        assert text in theme.drawn(drawn, colour=False, width=300)
+        keys = theme.drawn(drawn, colour=False, width=80)
+        assert re.search(r"keys \d+ to \d+, " + text, keys)
+
+
+def test_what_is_left_besides_position_0_is_what_is_there(found: Scan) -> None:
+    """After a look was set to 0 a row sums to less than 1."""
+    assert found.attention is not None
+    patterns = torch.tensor(found.attention.patterns.nested()).half()
+    patterns[1, 2, 13, 3:] = 0
+    patterns[1, 2, 13, :3] = torch.tensor([0.25, 0.125, 0.0625])
+    muted = dataclasses.replace(found, attention=dataclasses.replace(found.attention, patterns=table(patterns)))
+    assert "without position 0: 0.19 of its attention is left" in theme.drawn(
+        heads.draw(muted, 13, head=(1, 2), colour=False), colour=False, width=100
+    )
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("zero", ["set to zero"]),
+        ("patch", ["exchanged for what another prompt has there"]),
+        ("mean look=0 patch", ["parts set to the mean over", "looks set to 0; the others keep", "patches exchanged"]),
+        ("", []),
+        ("of later", []),
+    ],
+)
+def test_what_if_says_the_manner_of_each_kind_of_edit(found: Scan, how: str, says: list[str]) -> None:
+    assert found.what_if is not None
+    drawn = theme.drawn(
+        changes.draw_what_if(found, dataclasses.replace(found.what_if, how=how), colour=False), colour=False, width=200
+    )
+    lines = drawn[: drawn.index(" before …")].splitlines()
+    assert len(lines) == (1 if len(says) < 2 else 1 + len(says)) and all(text in drawn for text in says)
+    assert says or lines == ["what if L1H2"]
+
+
+def test_a_changed_run_says_that_parts_became_their_mean(found: Scan) -> None:
+    changed = dataclasses.replace(found, edits=("L1H2",))
+    assert changed.what_if is not None and changed.what_if.how == "mean"
+    zero = dataclasses.replace(changed, what_if=dataclasses.replace(changed.what_if, how="zero"))
+    for made, says in ((changed, "changed: L1H2 (mean)"), (zero, "changed: L1H2 │")):
+        assert says in theme.drawn(grid.draw(made, colour=False), colour=False, width=300)
+
+
+def test_an_adapter_and_rounded_weights_are_named_in_every_view(found: Scan) -> None:
+    made = dataclasses.replace(found, adapter="re\x1bact", rounding="int4")
+    for view in VIEWS.values():
+        drawn = theme.drawn(view(made, colour=False), colour=False, width=300)
+        assert "adapter re\\x1bact" in drawn and "weights rounded to int4" in drawn
+
+
+def test_a_vector_s_signs_are_seen_without_colours() -> None:
+    assert vector([1.0, -1.0, 0.3, -0.3, 0.0], 32, colour=False).plain == "█⣿▃⣤▁"
+    light, dark = (vector([2.0, -2.0, 0.0], 32, colour=True, light=light) for light in (True, False))
+    assert [str(span.style) for span in dark.spans] == [theme.PLUS, theme.MINUS, theme.NEUTRAL]
+    assert [str(span.style) for span in light.spans][2] == theme.NEUTRAL and light.spans != dark.spans
+
+
+def test_a_track_says_what_its_vectors_show(found: Scan) -> None:
+    for colour, says in ((False, "▁ to █ above 0, ⣀ to ⣿ below"), (True, "blue below 0, orange above")):
+        drawn = SGR.sub("", theme.drawn(VIEWS["track"](found, colour=colour), colour=colour, width=100))
+        assert f"vector: {says}" in drawn
+
+
+def test_a_patch_says_why_it_shows_no_direct_effect(found: Scan) -> None:
+    """A model without a ledger says so itself, in its last line."""
+    assert found.what_if is not None
+    says, patched = "a patch has no direct effect of one part to show", dataclasses.replace(found.what_if, direct=None)
+    none = dataclasses.replace(found, check=dataclasses.replace(found.check, ledger=None, no_ledger="it is no sum"))
+    for made, what_if, said in ((found, found.what_if, False), (found, patched, True), (none, patched, False)):
+        drawn = theme.drawn(changes.draw_what_if(made, what_if, colour=False), colour=False, width=100)
+        assert (says in drawn) == said and ("direct effect on the lead" in drawn) == (what_if is found.what_if)
+
+
 def test_files_of_a_view_hold_it_and_fetch_nothing(found: Scan) -> None:
     for form in ("svg", "html"):
         text = theme.exported(grid.draw(found, colour=True), form=form, width=100)
         assert "decided" in text and "http://" not in text.replace("http://www.w3.org", "") and "https://" not in text
         assert "\x1b" not in text and "<script" not in text
+
+
+def test_a_picture_holds_any_text(found: Scan) -> None:
+    """What looks like the file's own words, and characters that XML does not allow."""
+    wild = dataclasses.replace(found, edits=("a@font-face{b}c", "\ufffe\uffff"))
+    for form in ("svg", "html"):
+        text = theme.exported(grid.draw(wild, colour=True), form=form, width=200)
+        assert "a@font-face{b}c" in text and "\\ufffe\\uffff" in text and "cdnjs" not in text
+        assert "@font-face" not in text.replace("a@font-face{b}c", "")
+        if form == "svg":
+            ElementTree.fromstring(text)

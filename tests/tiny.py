@@ -83,3 +83,10 @@ def write_gpt2(folder: Path, tensors: dict[str, torch.Tensor] | None = None, **v
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     save_file(gpt2_tensors(config) if tensors is None else tensors, folder / "model.safetensors")
     return folder
+
+
+def write_padded(folder: Path) -> Path:
+    """The same with 133 rows of the head beyond the tokenizer's tokens, which have large scores."""
+    tensors = gpt2_tensors({**CONFIG, "vocab_size": 400})
+    tensors["wte.weight"][N_VOCAB:] *= 2
+    return write_gpt2(folder, tensors, vocab_size=400)

@@ -32,6 +32,7 @@ class Times:
     loaded: float
     first: float | None = None
     ended: float = 0.0
+    n_prompt: int = 0  # tokens, of all runs that are computed together
     n_generated: int = 0
 
 
@@ -45,7 +46,7 @@ class Together:
         self._first = {id(run): sum(counts[:i]) for i, run in enumerate(runs)}
         self._texts = InOrder(generate_batch(runs[0].checkpoint, self._requests(runs)))
         for run in runs:
-            run.together = self
+            run.together, run.times = self, runs[0].times  # one clock: they are computed side by side
 
     @staticmethod
     def of(runs: Sequence[Run]) -> None:
@@ -87,6 +88,7 @@ class Run:
     prompt: Prompt | None = None
     interrupted: bool = False
     last: bool = True  # of several cases; the seed is said once
+    n_generated: int = 0  # tokens of this run
     n_silent: int = 0  # samples that the model ended before it wrote anything
     strips: dict[int, Strip] = dataclasses.field(default_factory=dict)  # by token, of the sample that is running
 
@@ -145,7 +147,8 @@ class Run:
         from gptcli.strips import Strips
 
         edits = self.wanted.edits(self.checkpoint, prompt, bos=self.bos) if self.wanted else None
-        return Strips(self.checkpoint.decoder, edits=edits) if self.xray else edits
+        decoder, size = self.checkpoint.decoder, self.checkpoint.n_tokens
+        return Strips(decoder, edits=edits, size=size) if self.xray else edits
 
     def _read(self, steps: Iterable[Step], tape: Tape | None) -> Iterable[Step]:
         """Each token with its strip, read off the pass that wrote it."""
@@ -163,6 +166,7 @@ class Run:
             self.prompt = prepare(
                 self.checkpoint, self.text, max_tokens=value["max_tokens"], overflow=value["overflow"], bos=self.bos
             )
+            self.times.n_prompt += len(self.prompt.ids)
             if self.prompt.n_dropped and not value["quiet"]:
                 n = self.prompt.n_dropped
                 say(f"gptcli: note: the {n} oldest tokens of the prompt were dropped to fit the context")
@@ -174,10 +178,11 @@ class Run:
             self.n_silent += step.index == 0 and step.finish == "eos"
             self.times.first = self.times.first or now
             self.times.ended, self.times.n_generated = now, self.times.n_generated + 1
+            self.n_generated += 1
             yield step
 
     def stats(self) -> dict[str, float | int]:
-        """Figures of the whole run; times in seconds, memory in bytes."""
+        """Figures of the run: times in seconds, memory in bytes; speeds are of all that are computed beside it."""
         t, n_prompt = self.times, len(self.prompt.ids) if self.prompt else 0
         if t.first is None:
             return {"load_s": t.loaded - t.started, "prompt_tokens": n_prompt, "generated_tokens": 0}
@@ -186,26 +191,33 @@ class Run:
             "load_s": round(t.loaded - t.started, 4),
             "first_token_s": round(t.first - t.started, 4),
             "prompt_tokens": n_prompt,
-            "prefill_tokens_per_s": round(n_prompt / prefill, 2) if prefill > 0 else 0.0,
-            "generated_tokens": t.n_generated,
+            "prefill_tokens_per_s": round(t.n_prompt / prefill, 2) if prefill > 0 else 0.0,
+            "generated_tokens": self.n_generated,
             "decode_tokens_per_s": round(rest / (t.ended - t.first), 2) if rest and t.ended > t.first else 0.0,
             "peak_memory_bytes": _peak_memory(),
         }
+
+    def tell_seed(self) -> None:
+        """How to get the same answer again, unless a person chose the seed, or nothing was drawn."""
+        value = {key: setting.value for key, setting in self.settings.items()}
+        if not value["quiet"] and not self.sampling.greedy and value["seed"] is None:
+            from gptcli.render.stream import seeds
+
+            say(f"gptcli: {seeds(self.seed, value['num_samples'])}")
 
     def close(self, *, newline: bool = False) -> None:
         """What is said on standard error when all is done; a Ctrl-C ends with its exit code."""
         value = {key: setting.value for key, setting in self.settings.items()}
         if newline:
             tell("\n")
-        if self.last and not value["quiet"] and not self.sampling.greedy and value["seed"] is None:
-            from gptcli.render.stream import seeds
-
-            say(f"gptcli: {seeds(self.seed, value['num_samples'])}")
+        if self.last or self.interrupted:
+            self.tell_seed()
         if self.n_silent and not value["quiet"]:
             which = f"{self.n_silent} of {value['num_samples']} times " if value["num_samples"] > 1 else ""
-            say(f"gptcli: note: {which}the model ended the text at once; --ignore-eos has it go on")
-        if value["stats"]:
-            say("gptcli: " + _stats_line(self.stats()))
+            say(f"gptcli: note: {which}the model ended the text at once; --ignore-eos makes it go on")
+        if value["stats"] and (self.last or not self.together):
+            whole = {"prompt_tokens": self.times.n_prompt, "generated_tokens": self.times.n_generated}
+            say("gptcli: " + _stats_line(self.stats() | whole))
         if self.interrupted:
             raise typer.Exit(130)
 

@@ -29,7 +29,7 @@ def as_text(run: Run, output: Output, *, echo: bool, stream: bool, by_probabilit
     look = "plain" if not coloured else "prob" if by_probability or choice == "prob" else "article"
     view = TextView(output, look=look, echo=echo or (coloured and output.is_terminal))  # type: ignore[arg-type]
     many = run.settings["num_samples"].value > 1
-    steps = list[Any]()
+    steps: list[Step] = []
     try:
         for i, sample in run.samples():
             if many and i:
@@ -70,7 +70,8 @@ def as_strips(run: Run, output: Output) -> None:
     coloured = theme.wants_colour(run.settings["color"].value, terminal=output.is_terminal)
     config, tokenizer = run.checkpoint.config, run.checkpoint.tokenizer
     width = shutil.get_terminal_size((100, 24)).columns
-    view = StripView(output, n_layer=config.n_layer, colour=coloured, width=width)
+    light = theme.light_background()
+    view = StripView(output, n_layer=config.n_layer, colour=coloured, width=width, light=light)
     try:
         for _, sample in run.samples():
             view.begin(run.prepared())
@@ -84,21 +85,23 @@ def as_strips(run: Run, output: Output) -> None:
 
 def _checked(run: Run) -> list[str]:
     """What the strips' self-check says beside its number."""
-    from gptcli.render.check import sizes
+    from gptcli.render.check import edits, sizes, weights
 
-    checkpoint, first = run.checkpoint, run.prepared().ids[0]
-    start = first in (checkpoint.tokenizer.bos_id, checkpoint.start_id)
-    parts = [f"without {', '.join(run.wanted.words)}"] if run.wanted else []
+    checkpoint, first, bits = run.checkpoint, run.prepared().ids[0], run.settings["quantize"].value
+    start = checkpoint.begins(run.prepared().ids)
+    parts = [edits(run.wanted.words, to_mean=run.wanted.to_mean)] if run.wanted else []
     parts.append(f"{str(checkpoint.dtype).removeprefix('torch.')} {checkpoint.device}, read in float32")
+    parts += weights(None, None if bits == "none" else bits)
     parts.append(f"start token {checkpoint.tokenizer.piece(first)}" if start else "no start token")
     return [one_line(part) for part in [*parts, sizes(checkpoint.tokenizer.size, checkpoint.config.n_vocab)]]
 
 
-def as_json(run: Run, output: Output, *, logprobs: bool) -> None:
+def as_json(run: Run, output: Output, *, logprobs: int | None) -> None:
     samples = []
     try:
         for i, sample in run.samples():
-            steps, strips = list[Any](), run.strips
+            steps: list[Step] = []
+            strips = run.strips
             samples.append((i, steps, strips))
             for step in sample:
                 steps.append(step)
@@ -116,7 +119,7 @@ def as_json(run: Run, output: Output, *, logprobs: bool) -> None:
     run.close()
 
 
-def as_jsonl(run: Run, output: Output, *, logprobs: bool) -> None:
+def as_jsonl(run: Run, output: Output, *, logprobs: int | None) -> None:
     prompt = run.prepared()
     ids = list(prompt.ids)
     start = {
@@ -129,25 +132,27 @@ def as_jsonl(run: Run, output: Output, *, logprobs: bool) -> None:
     output.json(start | {"settings": _settings_json(run)})
     try:
         for i, sample in run.samples():
-            steps = list[Any]()
+            steps: list[Step] = []
             for step in sample:
                 steps.append(step)
                 output.json(
                     {
                         "type": "token",
                         "sample": i,
-                        **_step_json(step, run.strips.get(step.index), top=logprobs),
+                        **_step_json(step, run.strips.get(step.index), logprobs=logprobs),
                         "released": step.text,
                     }
                 )
-            output.json({"type": "done", **_sample_json(run, i, steps, {}, logprobs=False)})
+            output.json({"type": "done", **_sample_json(run, i, steps, {}, logprobs=None)})
     except KeyboardInterrupt:
         run.interrupted = True
     output.json({"type": "stats", **run.stats()})
     run.close()
 
 
-def _sample_json(run: Run, i: int, steps: list[Step], strips: dict[int, Strip], *, logprobs: bool) -> dict[str, Any]:
+def _sample_json(
+    run: Run, i: int, steps: list[Step], strips: dict[int, Strip], *, logprobs: int | None
+) -> dict[str, Any]:
     sample = {
         "sample": i,
         "seed": run.seed + i,
@@ -155,16 +160,19 @@ def _sample_json(run: Run, i: int, steps: list[Step], strips: dict[int, Strip], 
         "ids": [step.id for step in steps],
         "finish": steps[-1].finish if steps else None,
     }
-    if not logprobs and not strips:
+    if logprobs is None and not strips:
         return sample
-    return sample | {"tokens": [_step_json(step, strips.get(step.index), top=logprobs) for step in steps]}
+    return sample | {"tokens": [_step_json(step, strips.get(step.index), logprobs=logprobs) for step in steps]}
 
 
-def _step_json(step: Step, strip: Strip | None, *, top: bool) -> dict[str, Any]:
+def _step_json(step: Step, strip: Strip | None, *, logprobs: int | None) -> dict[str, Any]:
     token = _token_json(step) | {"index": step.index, "p": step.p, "kept": step.n_kept, "draw": step.draw}
+    token["margin"] = step.margin if math.isfinite(step.margin) else None
     if strip is not None:
         token["xray"] = {"decided": strip.decided, **dataclasses.asdict(strip)}
-    return token | {"top": [_token_json(candidate) for candidate in step.top]} if top else token
+    if logprobs is None:
+        return token
+    return token | {"top": [_token_json(candidate) for candidate in step.top[:logprobs]]}
 
 
 def _token_json(token: Step | Candidate) -> dict[str, Any]:

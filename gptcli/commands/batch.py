@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import secrets
 import sys
 import time
@@ -16,9 +17,10 @@ from gptcli.commands import options as o
 from gptcli.commands.generate import SAMPLING
 from gptcli.commands.loading import load_chosen
 from gptcli.errors import GptcliError, NotFound, UsageError
+from gptcli.folder import no_constant, unique
 from gptcli.render.output import Output, hears, say, tell
 from gptcli.sampling import Sampling
-from gptcli.settings import checked
+from gptcli.settings import OPTIONS, checked
 
 if TYPE_CHECKING:
     from gptcli.checkpoint import Checkpoint
@@ -36,7 +38,7 @@ def batch(
     model: o.Model = None,
     adapter: o.Adapter = None,
     rows: Annotated[
-        int, typer.Option("--batch", metavar="N", min=1, help="How many texts are computed at a time.")
+        int, typer.Option("--batch", metavar="N", min=1, max=4096, help="How many texts are computed at a time.")
     ] = 32,
     unordered: Annotated[
         bool, typer.Option("--unordered", help="Write each answer when it is ready, not in the order of the lines.")
@@ -67,7 +69,7 @@ def batch(
     the other options of sampling; what it does not say is as the options say. Its answer is to the byte what
     gptcli generate makes of the same prompt, options and seed alone, whatever runs beside it.
     """
-    flags = {key: value for key, value in locals().items() if key in o.SETTINGS}
+    flags = {key: value for key, value in locals().items() if key in OPTIONS}
     output = Output()
     wishes = list(read_wishes(file))
     checkpoint, settings = load_chosen(
@@ -81,22 +83,22 @@ def batch(
     requests = list(_requests(checkpoint, file, wishes, values | {"seed": first_seed}))
     interrupted = False
     shown = _Progress(len(wishes), on=hears() and not values["quiet"])
-    try:
-        for number, steps in _finished(checkpoint, requests, rows=rows, ordered=not unordered, shown=shown):
-            answer = {
-                "index": number,
-                **({"id": wishes[number][1]["id"]} if "id" in wishes[number][1] else {}),
-                "text": "".join(step.text for step in steps),
-                "finish": steps[-1].finish if steps else None,
-                "n_tokens": len(steps),
-                "seed": requests[number].seed,
-            }
+    queue = _Queue(ordered=not unordered)
+
+    def write(answers: Iterable[tuple[int, list[Step]]]) -> None:
+        for number, steps in answers:
             shown.hide()
-            output.json(answer)
+            output.json(_answer(number, steps, requests[number].seed, wishes[number][1]))
+
+    try:
+        for number, steps in _finished(checkpoint, requests, rows=rows, shown=shown):
+            write(queue.add(number, steps))
     except KeyboardInterrupt:
         interrupted = True
-    shown.hide()
-    drawn = any(not request.sampling.greedy and "seed" not in w for request, (_, w) in zip(requests, wishes))  # noqa: B905
+    finally:
+        write(queue.rest())  # also when a text cannot be computed: what was answered is not lost
+        shown.hide()
+    drawn = any(not r.sampling.greedy and "seed" not in w for r, (_, w) in zip(requests, wishes, strict=True))
     if values["seed"] is None and drawn and not values["quiet"]:
         say(f"gptcli: seed {first_seed}; the answer with index i has it plus i, if its line names none")
     if interrupted:
@@ -123,7 +125,8 @@ def read_wishes(file: str) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         where = f"{file}: line {number}"
         try:
-            wish = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), parse_constant=_no_number)
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            wish = json.loads(text, parse_constant=no_constant, parse_float=_finite, object_pairs_hook=unique)
             json.dumps(wish, ensure_ascii=False).encode()  # half a character, written \\ud800, is no text
         except UnicodeDecodeError as error:
             raise UsageError(f"{where}: byte {error.start} is not UTF-8", hint=hint) from None
@@ -143,9 +146,11 @@ def read_wishes(file: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, wish
 
 
-def _no_number(name: str) -> None:
-    """NaN, Infinity and -Infinity, which Python reads and JSON does not have."""
-    raise ValueError(f"{name} is no number")
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return number
 
 
 def _requests(
@@ -167,30 +172,53 @@ def _requests(
         )
 
 
+def _answer(number: int, steps: list[Step], seed: int | None, wish: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "index": number,
+        **({"id": wish["id"]} if "id" in wish else {}),
+        "text": "".join(step.text for step in steps),
+        "finish": steps[-1].finish if steps else None,
+        "n_tokens": len(steps),
+        "seed": seed,
+    }
+
+
+class _Queue:
+    """Texts that have ended, by number; in order those wait whose turn has not come."""
+
+    def __init__(self, *, ordered: bool) -> None:
+        self._ordered, self._due = ordered, 0
+        self._ready: dict[int, list[Step]] = {}
+
+    def add(self, number: int, steps: list[Step]) -> Iterator[tuple[int, list[Step]]]:
+        """One more; yields those whose turn it is now."""
+        if not self._ordered:
+            yield number, steps
+            return
+        self._ready[number] = steps
+        while self._due in self._ready:
+            yield self._due, self._ready.pop(self._due)
+            self._due += 1
+
+    def rest(self) -> Iterator[tuple[int, list[Step]]]:
+        """Those that still wait."""
+        for number in sorted(self._ready):
+            yield number, self._ready.pop(number)
+
+
 def _finished(
-    checkpoint: Checkpoint, requests: list[Request], *, rows: int, ordered: bool, shown: _Progress
+    checkpoint: Checkpoint, requests: list[Request], *, rows: int, shown: _Progress
 ) -> Iterator[tuple[int, list[Step]]]:
-    """(number, its steps) of each text that has ended."""
+    """(number, its steps) of each text that has ended, as soon as it has."""
     from gptcli.batch import generate_batch
 
-    ready: dict[int, list[Step]] = {i: [] for i, request in enumerate(requests) if request.max_tokens == 0}
+    yield from ((i, []) for i, request in enumerate(requests) if request.max_tokens == 0)
     running: dict[int, list[Step]] = {}
-    due = 0
     for number, step in generate_batch(checkpoint, requests, batch=rows):
         running.setdefault(number, []).append(step)
         shown.step(ended=step.finish is not None)
-        if not step.finish:
-            continue
-        steps = running.pop(number)
-        if not ordered:
-            yield number, steps
-            continue
-        ready[number] = steps
-        while due in ready:
-            yield due, ready.pop(due)
-            due += 1
-    for number in sorted(ready):
-        yield number, ready[number]
+        if step.finish:
+            yield number, running.pop(number)
 
 
 @dataclasses.dataclass

@@ -18,17 +18,18 @@ def diff(
         str | None, typer.Argument(metavar="A", show_default=False, help="A model, as for --model.")
     ] = None,
     after: Annotated[
-        str | None, typer.Argument(metavar="B", show_default=False, help="Another of its shape, or an adapter for it.")
+        str | None,
+        typer.Argument(metavar="B", show_default=False, help="Another of its shape, or an adapter, as for --adapter."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, every parameter on its own.")] = False,
     color: o.PlainColor = None,
 ) -> None:
     """Show which numbers training moved: layers down, matrices across, each cell the change relative to what was there.
 
-    The change is the norm of the difference over the norm of the matrix in A. B may be an adapter's folder.
+    The change is the norm of the difference over the norm of the matrix in A. B may be an adapter.
     """
     if before is None or after is None:
-        raise UsageError("two checkpoints are compared", hint="gptcli diff A B")
+        raise UsageError("diff needs two checkpoints", hint="gptcli diff A B")
     settings = settle({"color": color})
     output = Output()
     from gptcli.compare import compare

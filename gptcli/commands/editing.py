@@ -45,10 +45,11 @@ class Wanted:
 
     @property
     def how(self) -> str:
-        if self.ablate:
-            return "mean" if self.to_mean else "zero"
+        """A word for each kind of edit, as in `WhatIf`."""
         kinds = {look.after for look in self.looks}
-        return "" if not kinds else "looks" if len(kinds) == 2 else "look=0" if True in kinds else "look"
+        looks = "looks" if len(kinds) == 2 else "look=0" if True in kinds else "look"
+        words = (("mean" if self.to_mean else "zero", self.ablate), (looks, self.looks), ("patch", self.patches))
+        return " ".join(word for word, these in words if these)
 
     def check(self, n_layer: int, n_head: int) -> None:
         """Raises UsageError, with the range, for a layer or head that is not there."""

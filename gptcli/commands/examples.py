@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.commands import options as o
+from gptcli.commands.given import refuse_given
+from gptcli.commands.loading import chosen_tokenizer
 from gptcli.commands.prompt import read_prompt
 from gptcli.errors import UsageError
 from gptcli.render import theme
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 
 def examples(
+    ctx: typer.Context,
     text: o.WholeText = None,
     file: o.File = None,
     model: o.Model = None,
@@ -44,17 +47,18 @@ def examples(
 
     With --learn the model guesses each of them, and one step of training is done on a copy that is then forgotten.
     """
-    from gptcli.folder import resolve
     from gptcli.model_choice import chosen_model
-    from gptcli.tokens import Tokenizer, show
+    from gptcli.tokens import show
 
+    if not learn:
+        refuse_given(ctx, ("learning_rate",), "without --learn nothing is learned")
     settings = settle({"model": model, "color": color})
     output = Output()
     whole = read_prompt(text, None, file)
-    tokenizer = Tokenizer.from_folder(resolve(chosen_model(settings), revision=revision).folder)
+    tokenizer = chosen_tokenizer(settings, revision)
     ids = tokenizer.encode(whole, bos=False)
     if len(ids) < 2:
-        raise UsageError("a text of two tokens or more gives an example", hint="gptcli examples TEXT")
+        raise UsageError("a training example needs a text of two tokens or more", hint="gptcli examples TEXT")
     last = min(len(ids), n + 1) if n else len(ids)
     learned = _learned(chosen_model(settings), revision, ids, learning_rate) if learn else None
     if as_json:

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.commands import options as o
-from gptcli.commands.fitting import Asked, Watch, asked_recipe, changed, empty_out, fit, manner, published
+from gptcli.commands.fitting import (
+    Asked,
+    Watch,
+    asked_recipe,
+    begin,
+    changed,
+    check_compiler,
+    check_training_fits,
+    empty_out,
+    fit,
+    manner,
+)
 from gptcli.commands.given import refuse_context, refuse_given
 from gptcli.errors import BadCheckpoint, GptcliError, UsageError
 from gptcli.pairs import FIELDS, Pair, are_pairs, read_pairs
@@ -89,7 +100,7 @@ def finetune(
             metavar="X",
             rich_help_panel=o.RUN,
             show_default=False,
-            help=f"At its highest. \\[{RATE:g}; an adapter's {LORA_RATE:g}]",
+            help=f"At its peak. \\[{RATE:g}; an adapter's {LORA_RATE:g}]",
         ),
     ] = None,
     schedule: o.ScheduleName = None,
@@ -123,16 +134,20 @@ def finetune(
         compiled=compiled,
     )
     where = settings["device"].value
+    from gptcli.saves import alone
+
     if resume:
         if model or data or out is None:
             raise UsageError("--resume goes on with the run in --out DIR, and reads nothing else")
         if epochs is not None:
             raise UsageError("--resume counts steps, of the whole run", hint="--steps instead of --epochs")
         refuse_given(ctx, BEGUN, "a run goes on as it was begun")
-        _run(_resumed(out, asked), out, where, watch)
+        plan = _resumed(out, asked)
+        with alone(out / "run"):
+            _run(plan, out, where, watch)
         return
     if not model or not data:
-        raise UsageError("what to train, and on what?", hint="gptcli finetune MODEL DATA... --out DIR")
+        raise UsageError("finetune needs a model and data", hint="gptcli finetune MODEL DATA... --out DIR")
     o.check_share(validation_share)
     if epochs is not None and steps is not None:
         raise UsageError("--epochs and --steps say the same", hint="leave one out")
@@ -145,11 +160,14 @@ def finetune(
         raise UsageError(f"--lora-targets {lora_targets!r} names no layer")
     if (lora_alpha is not None or lora_targets is not None) and lora is None:
         raise UsageError("--lora-alpha and --lora-targets are for an adapter", hint="add --lora RANK")
+    from gptcli.checkpoint import pick_device
     from gptcli.corpus import find, find_held_out
 
     names = _fields(fields)
-    files, held_out, out = find(data), find_held_out(validation or ()), empty_out(out)
+    held_out = find_held_out(validation or ())
+    files, out = find(data, held_out=held_out), empty_out(out)
     _hold_pairs([name for name in (*files, *held_out) if name != "-"], names)
+    check_compiler(compiled, pick_device(where).type)
     run = _Plan(
         model=model,
         name=model,
@@ -157,13 +175,12 @@ def finetune(
         alpha=lora_alpha,
         targets=tuple(filter(None, lora_targets.split(","))) if lora_targets else None,
     )
-    _run(
-        _prepared(
-            run, out, files, held_out, names, asked, where,
-            share=validation_share, epochs=epochs, batch=batch, n_ctx=n_ctx, seed=seed, quiet=watch.quiet,
-        ),
-        out, where, watch,
+    plan = _prepared(
+        run, out, files, held_out, names, asked, where,
+        share=validation_share, epochs=epochs, batch=batch, n_ctx=n_ctx, seed=seed, quiet=watch.quiet,
     )  # fmt: skip
+    with alone(out / "run"):
+        _run(plan, out, where, watch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,7 +247,7 @@ def _prepared(
     named = Path(plan.model)  # a file, of several that its folder may hold, or a folder by whatever name
     where = named if named.is_file() else layout.source.folder
     plan = dataclasses.replace(plan, model=str(where.resolve()))
-    checkpoint = _load(plan.model, device)
+    checkpoint = _load(plan.model, device, adapter=plan.lora is not None)
     if (rank := plan.rank(checkpoint)) is not None:
         places(checkpoint, rank.targets)  # raises for a name that does not exist
     most, run = checkpoint.config.n_ctx, out / "run"
@@ -247,15 +264,18 @@ def _prepared(
             pairs, other = read_pairs(texts, fields), read_pairs(held_out, fields) if held_out else []
             if not other and (n := int(len(pairs) * share)):
                 pairs, other = pairs[:-n], pairs[-n:]
-            kept = [_fitting(checkpoint, part, most, quiet=quiet) for part in (pairs, other)]
+            longest = n_ctx or most
+            kept = [_fitting(checkpoint, part, longest, quiet=quiet) for part in (pairs, other)]
             if not kept[0]:
-                raise GptcliError(f"no pair is as short as the model's context of {most} tokens")
+                raise GptcliError(f"no pair is as short as the context of {longest} tokens")
             for name, part in zip(("train", "validation"), kept, strict=True):
                 lines = "".join(json.dumps(dataclasses.asdict(p), ensure_ascii=False) + "\n" for p, _ in part)
                 (run / f"{name}.jsonl").write_text(lines, encoding="utf-8")
             length = max(len(e.ids) for _, e in kept[0])
             n_tokens = round(epochs * len(kept[0])) * length
         else:
+            if fields != FIELDS:
+                raise UsageError("--fields is for pairs, and the data is text", hint="leave it out")
             tokens = corpus.write_tokens(
                 corpus.documents(texts), corpus.documents(held_out), run,
                 encode=lambda part: list(map(checkpoint.tokenizer.encode, part)),
@@ -319,13 +339,17 @@ def _resumed(out: Path, asked: Asked) -> _Plan:
         plan = _Plan(**{**known, "recipe": was, "targets": targets})
     except (TypeError, KeyError) as error:
         raise BadCheckpoint(f"{out / 'run' / 'recipe.json'} is not a recipe: {error}") from None
-    return dataclasses.replace(plan, recipe=changed(was, asked, out, values))
+    return dataclasses.replace(plan, recipe=changed(was, asked, out))
 
 
-def _load(name: str, device: str) -> Checkpoint:
-    from gptcli.checkpoint import load
+def _load(name: str, device: str, *, adapter: bool) -> Checkpoint:
+    """In float32, as optimizers want it. Raises OutOfMemory where that cannot be trained."""
+    from gptcli.checkpoint import load_layout, pick_device
+    from gptcli.layout import look
 
-    checkpoint = load(name, device=device, dtype="float32")
+    layout = look(name)
+    check_training_fits(layout.config.n_params(), pick_device(device), n_moving=0 if adapter else None)
+    checkpoint = load_layout(layout, device=device, dtype="float32")
     checkpoint.decoder.requires_grad_(True)
     return checkpoint
 
@@ -333,20 +357,16 @@ def _load(name: str, device: str) -> Checkpoint:
 def _run(plan: _Plan, out: Path, device: str, watch: Watch) -> None:
     from gptcli.checkpoint import save
     from gptcli.lora import attach, restore, save_adapter
-    from gptcli.saves import newest
     from gptcli.train import Training
 
     assert plan.recipe
     run, recipe = out / "run", plan.recipe
-    found = newest(run)
-    step = found.step if found else 0
-    published(out, found, watch)
-    if step >= recipe.n_steps:
-        if not watch.quiet:
-            say(f"gptcli: all {recipe.n_steps} steps are done; --steps makes it more")
+    left, found = begin(out, recipe, device, watch)
+    if not left:
         return
+    step = found.step if found else 0
     saved = str(found.folder) if found and plan.lora is None else plan.model
-    checkpoint = _load(saved, device)
+    checkpoint = _load(saved, device, adapter=plan.lora is not None)
     rank = plan.rank(checkpoint)
     if rank:
         attach(checkpoint, rank, seed=recipe.seed)

@@ -18,6 +18,8 @@ from gptcli.render.output import hears, say
 from gptcli.settings import Setting
 
 if TYPE_CHECKING:
+    import torch
+
     from gptcli.recipe import Recipe
     from gptcli.records import Progress
     from gptcli.saves import Save
@@ -41,14 +43,14 @@ class Asked:
     compiled: bool | None = None
 
     def __post_init__(self) -> None:
+        if self.tokens is not None and self.steps is not None:
+            raise UsageError("--tokens and --steps say the same; leave one out")
         rate = self.learning_rate
         if rate is not None and not 0 < rate < math.inf:
             raise UsageError(f"--learning-rate must be a number above 0, not {rate:g}")
 
     def n_tokens(self, batch_tokens: int, n_ctx: int) -> int | None:
         """How long to train, if that was said."""
-        if self.tokens is not None and self.steps is not None:
-            raise UsageError("--tokens and --steps say the same; leave one out")
         return self.tokens if self.steps is None else self.steps * max(1, round(batch_tokens / n_ctx)) * n_ctx
 
 
@@ -78,22 +80,22 @@ def asked_recipe(asked: Asked, recipe: Recipe, n_params: int, device: str) -> Re
     from gptcli.checkpoint import pick_device
     from gptcli.train import best_precision, worth_compiling
 
+    where = pick_device(device)
     compiled = worth_compiling(n_params, recipe) if asked.compiled is None else asked.compiled
     return dataclasses.replace(
         recipe,
-        precision=asked.precision or best_precision(pick_device(device)),
+        precision=asked.precision or best_precision(where),
         compiled=compiled,
         micro_batch=asked.micro_batch or 0,
     )
 
 
-def changed(was: Recipe, asked: Asked, out: Path, kept: Mapping[str, Any]) -> Recipe:
+def changed(was: Recipe, asked: Asked, out: Path) -> Recipe:
     """The recipe of a run that goes on: longer, or changed where a change makes sense, if the command line says so.
 
-    kept: what its recipe.json holds; a changed recipe is written there. Raises UsageError for another optimizer.
+    Raises UsageError for another optimizer.
     """
     from gptcli.recipe import scaled
-    from gptcli.saves import replace_text
 
     if asked.optimizer not in (None, was.optimizer):
         raise UsageError(f"the run in {out} uses {was.optimizer}; its state is of no use to {asked.optimizer}")
@@ -110,17 +112,63 @@ def changed(was: Recipe, asked: Asked, out: Path, kept: Mapping[str, Any]) -> Re
         growth=(was.ramp_from, was.ramp_tokens),  # or what was shown already would be shown again
         n_steps=was.n_steps if asked.tokens is None and asked.steps is None else asked.steps,
     )
-    recipe = dataclasses.replace(
+    return dataclasses.replace(
         again,
         weight_decay=was.weight_decay,
         precision=asked.precision or was.precision,
         micro_batch=was.micro_batch if asked.micro_batch is None else asked.micro_batch,
         compiled=was.compiled if asked.compiled is None else asked.compiled,
     )
-    values = {**kept, "recipe": dataclasses.asdict(recipe)}
+
+
+def begin(out: Path, recipe: Recipe, device: str, watch: Watch) -> tuple[bool, Save | None]:
+    """Whether steps are left to do, and the save to go on from; None where there is none yet.
+
+    A recipe that was changed is written only here, when it is known that the run can go on. Raises UsageError for a
+    device that is not there or a compiler that is missing, BadCheckpoint for damaged saves.
+    """
+    from gptcli.checkpoint import pick_device
+    from gptcli.saves import drop_damaged, newest, read_json, replace_text
+
+    run = out / "run"
+    check_compiler(recipe.compiled, pick_device(device).type)
+    found = newest(run)
+    published(out, found, watch)
+    kept = read_json(run / "recipe.json")
+    if found and found.step >= recipe.n_steps:
+        if not watch.quiet:
+            n = kept["recipe"]["n_steps"]
+            said = f"all {n} steps are done" if n == recipe.n_steps else f"{found.step} steps are done already"
+            say(f"gptcli: {said}; --resume --steps N with more than that goes on")
+        return False, found
     with written(out):
-        replace_text(out / "run" / "recipe.json", json.dumps(values, indent=2) + "\n")
-    return recipe
+        if found:
+            drop_damaged(run, found)
+        if kept["recipe"] != dataclasses.asdict(recipe):
+            replace_text(
+                run / "recipe.json", json.dumps({**kept, "recipe": dataclasses.asdict(recipe)}, indent=2) + "\n"
+            )
+    return True, found
+
+
+def check_training_fits(n_params: int, device: torch.device, *, n_moving: int | None = None) -> None:
+    """Raises OutOfMemory where weights, gradients and what Adam remembers do not fit, in float32.
+
+    n_moving: how many parameters are trained; None for all.
+    """
+    from gptcli.memory import check_fits
+
+    moving = n_params if n_moving is None else n_moving
+    hint = "a smaller --size, or less is trained with finetune --lora"
+    check_fits(4 * (n_params + 3 * moving), device, what="weights, gradients and what Adam remembers", hint=hint)
+
+
+def check_compiler(compiled: bool | None, device: str) -> None:
+    """Raises UsageError for a run that is to be compiled where nothing can compile it."""
+    from gptcli.compiled import has_compiler
+
+    if compiled and device == "cpu" and not has_compiler():
+        raise UsageError("the step cannot be compiled: there is no C++ compiler", hint="--no-compile, or install g++")
 
 
 @contextmanager
@@ -183,35 +231,27 @@ def fit(
     from gptcli.saves import publish, replace_text, write_save
 
     run, n_steps = out / "run", training.recipe.n_steps
-    weights = sum(p.numel() * p.element_size() for p in training.decoder.parameters())
-    moments = 2 * sum(p.numel() * 4 for p in training.parameters.values())
+    n_moving = sum(p.numel() for p in training.parameters.values())  # of an adapter nothing else is saved
     kept = [record for record in metrics(out) if record["step"] <= training.step]
     with written(out):
         replace_text(out / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
     panel = Panel(tokenizer, n_steps, kept, coloured=watch.coloured) if hears() and not watch.quiet else None
-    saved_at, said_at, last, saved = time.monotonic(), -math.inf, None, training.step
+    saved_at, said_at, last = time.monotonic(), -math.inf, None
 
     def save() -> None:
-        nonlocal saved_at, saved
-        if not all(bool(p.isfinite().all()) for p in training.parameters.values()):
-            raise lost("the parameters")
+        nonlocal saved_at
+        training.check()
         folder = write_save(
             run,
             training.state(),
             write_model,
             step=training.step,
             n_tokens=training.n_tokens,
-            n_bytes=weights + moments + (8 << 20),
+            n_bytes=3 * 4 * n_moving + (8 << 20),  # and their two moments, in float32
         )
         publish(folder, out)
         replace_text(out / "loss.svg", picture(metrics(out), title=f"{out.resolve().name}: loss while training"))
-        saved_at, saved = time.monotonic(), training.step
-
-    def lost(what: str) -> GptcliError:
-        rest = f"; --resume goes on after step {saved}" if saved else ""
-        return GptcliError(
-            f"step {training.step}: {what} are no numbers any more", hint=f"a lower --learning-rate may help{rest}"
-        )
+        saved_at, training.saved = time.monotonic(), training.step
 
     validate_every = watch.validate_every or max(1, n_steps // VALIDATE_SHARE)
     if training.recipe.compiled and training.step < n_steps and not watch.quiet:
@@ -220,8 +260,6 @@ def fit(
         with written(out), (out / "metrics.jsonl").open("a", encoding="utf-8", buffering=1) as log:
             for progress in training.run(validate_every=validate_every, show_every=10 if panel else 0):
                 last = progress
-                if progress.validation is not None and not math.isfinite(progress.validation):
-                    raise lost("the scores of the validation texts")
                 log.write(json.dumps(_metric(progress)) + "\n")
                 now, done = time.monotonic(), progress.step == n_steps
                 if panel:
@@ -233,12 +271,12 @@ def fit(
                 if due or done:
                     save()
     except KeyboardInterrupt:
-        if training.step != saved and not training.torn:  # half an update would be made twice
+        if training.step != training.saved and not training.torn:  # half an update would be made twice
             save()
         if panel:
             panel.close()
-        said = f"saved; go on with --resume --out {out}" if saved else "before the first save"
-        say(f"gptcli: stopped after step {saved} of {n_steps}, {said}")
+        said = f"saved; go on with --resume --out {out}" if training.saved else "before the first save"
+        say(f"gptcli: stopped after step {training.saved} of {n_steps}, {said}")
         raise
     finally:
         if panel:

@@ -8,17 +8,20 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import typer
+
 from gptcli.commands import answers
 from gptcli.commands import options as o
 from gptcli.commands.answering import Run, Times, Together
 from gptcli.commands.editing import Wanted, refuse_mean_alone
+from gptcli.commands.given import refuse_given
 from gptcli.commands.loading import load_chosen
 from gptcli.commands.priming import Priming, show, with_stops
 from gptcli.commands.prompt import read_cases, read_prompt
-from gptcli.errors import UsageError
+from gptcli.errors import GptcliError, UsageError
 from gptcli.render.output import Output, say
 from gptcli.sampling import Sampling
-from gptcli.settings import settle
+from gptcli.settings import OPTIONS, settle
 
 if TYPE_CHECKING:
     from gptcli.checkpoint import Checkpoint
@@ -28,6 +31,7 @@ SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling) if field.n
 
 
 def generate(
+    ctx: typer.Context,
     prompt: o.Text = None,
     prompt_option: o.PromptFlag = None,
     file: o.File = None,
@@ -84,7 +88,7 @@ def generate(
     With --examples the prompt is a case like theirs, or one in each line of a pipe, and is answered in the same way.
     """
     started = time.perf_counter()
-    flags = {key: value for key, value in locals().items() if key in o.SETTINGS}
+    flags = {key: value for key, value in locals().items() if key in OPTIONS}
     early = settle(flags)
     if as_json and as_jsonl:
         raise UsageError("--json and --jsonl exclude each other", hint="--jsonl is for reading along")
@@ -98,10 +102,17 @@ def generate(
             "--lookup computes several tokens at once, and --xray, --ablate and --patch need each by itself",
             hint="leave --lookup out",
         )
-    if wanted.patches and early["overflow"].value == "slide":
-        raise UsageError("--patch names a token, and --overflow slide moves the tokens", hint="leave one of them out")
+    if (wanted.patches or wanted.looks) and early["overflow"].value == "slide":
+        option = "--patch" if wanted.patches else "--ablate"
+        raise UsageError(f"{option} names a token, and --overflow slide moves the tokens", hint="leave one of them out")
     output = Output()
     priming = Priming.asked(examples, example, example_format)
+    if as_json or as_jsonl:
+        refuse_given(ctx, ("echo",), "JSON holds the prompt anyway")
+    elif xray:
+        refuse_given(ctx, ("echo", "stream", "logprobs"), "--xray writes a line for each token as it comes")
+    if priming:
+        refuse_given(ctx, ("keep_newline", "stdin_last"), "with examples each line is a case of its own")
     text, cases = "", list[str]()
     if priming:
         cases = read_cases(prompt, prompt_option, file, escape=escape)
@@ -128,6 +139,8 @@ def generate(
                 "gptcli: note: --lookup does nothing here: without `gptcli optimize` it keeps a text exact in float32 "
                 "alone, without --quantize"
             )
+        elif lookup and early["num_samples"].value * max(1, len(cases)) > 1:
+            say("gptcli: note: --lookup is for one text, and does nothing for several at once")
         if text.endswith(" "):
             say("gptcli: note: the prompt ends with a space; most models write it together with the next word")
     wanted.check(checkpoint.config.n_layer, checkpoint.config.n_head)
@@ -156,17 +169,22 @@ def generate(
     runs = list(_runs(run, priming, cases))
     Together.of(runs)
     for i, each in enumerate(runs):
-        if i:
+        if i and not each.together:
             now = time.perf_counter()
             each.times = Times(started=now, loaded=now)
-        if write:
-            write(each, output, logprobs=logprobs is not None)
-        elif xray:
-            answers.as_strips(each, output)
-        else:
-            answers.as_text(each, output, echo=echo, stream=stream, by_probability=logprobs is not None)
-            if len(cases) > 1 and not output.is_terminal:
-                output.line()  # an answer a line
+        try:
+            if write:
+                write(each, output, logprobs=logprobs)
+            elif xray:
+                answers.as_strips(each, output)
+            else:
+                answers.as_text(each, output, echo=echo, stream=stream, by_probability=logprobs is not None)
+                if len(cases) > 1 and not output.is_terminal:
+                    output.line()  # an answer a line
+        except GptcliError:
+            if i:  # answers that were given can be had again
+                each.tell_seed()
+            raise
 
 
 def _runs(run: Run, priming: Priming | None, cases: list[str]) -> Iterable[Run]:
@@ -197,9 +215,9 @@ def _biases(checkpoint: Checkpoint, texts: Iterable[str]) -> tuple[tuple[int, fl
             raise UsageError(f"--logit-bias {text!r} is not ID=B", hint='for example 50256=-inf, or " the"=2')
         quoted = len(name) > 1 and name[0] == name[-1] == '"'
         if name.isascii() and name.isdigit():
-            token = int(name)
+            token = int(name[:20])  # more digits are no id either
             if token >= checkpoint.n_tokens:
-                raise UsageError(f"--logit-bias: there is no token {token}, the last is {checkpoint.n_tokens - 1}")
+                raise UsageError(f"--logit-bias: there is no token {name[:20]}, the last is {checkpoint.n_tokens - 1}")
         else:
             found = checkpoint.tokenizer.id_of(name[1:-1] if quoted else name)
             if found is None:

@@ -19,7 +19,7 @@ def info(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", show_default=False, help="As for --model.")] = None,
     model_option: o.Model = None,
     context: Annotated[
-        int | None, typer.Option("--context", metavar="N", min=1, help="Memory for N tokens. \\[all it has]")
+        int | None, typer.Option("--context", metavar="N", min=1, help="Count the cache of N tokens. \\[all it has]")
     ] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor and what it fills.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, tensors included.")] = False,

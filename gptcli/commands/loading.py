@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gptcli.folder import no_garbage_collection
@@ -13,6 +14,9 @@ from gptcli.settings import Setting, settle
 if TYPE_CHECKING:
     from gptcli.checkpoint import Checkpoint
     from gptcli.layout import Layout
+    from gptcli.tokens import Tokenizer
+
+TOKENIZER = "tokenizer.json"
 
 
 def look_chosen(
@@ -25,6 +29,17 @@ def look_chosen(
     layout = look(chosen_model(settle(flags)), revision=revision, allow=allow)
     wishes = generation_config(adapter_folder(adapter)) if adapter is not None else {}
     return layout, settle(flags, layout.generation_config | wishes)
+
+
+def chosen_tokenizer(settings: Mapping[str, Setting], revision: str | None) -> Tokenizer:
+    """The tokenizer of the model; a tokenizer.json, or a folder with nothing else in it, does as well."""
+    from gptcli.folder import resolve
+    from gptcli.model_choice import chosen_model
+    from gptcli.tokens import Tokenizer
+
+    path = Path(name := chosen_model(settings))
+    folder = path.parent if path.name == TOKENIZER and path.is_file() else path
+    return Tokenizer.from_folder(folder if (folder / TOKENIZER).is_file() else resolve(name, revision=revision).folder)
 
 
 def load_chosen(

@@ -11,6 +11,7 @@ import typer
 from gptcli.commands import options as o
 from gptcli.errors import UsageError
 from gptcli.render.output import say
+from gptcli.settings import settle
 
 
 def merge(
@@ -24,15 +25,16 @@ def merge(
 ) -> None:
     """Add an adapter to the weights of its model, and write the sum as a model of its own."""
     if model is None or adapter is None or out is None:
-        raise UsageError("a model, an adapter and a place are needed", hint="gptcli merge MODEL ADAPTER --out DIR")
+        raise UsageError("merge needs a model, an adapter and --out DIR", hint="gptcli merge MODEL ADAPTER --out DIR")
     from gptcli.checkpoint import load, save
     from gptcli.layout import generation_config
     from gptcli.lora import apply
     from gptcli.model_choice import adapter_folder
 
-    checkpoint, folder = load(model, device="cpu", dtype=dtype or "auto"), adapter_folder(adapter)
+    settings = settle({"dtype": dtype, "quiet": quiet})
+    checkpoint, folder = load(model, device="cpu", dtype=settings["dtype"].value), adapter_folder(adapter)
     n = apply(checkpoint, folder)
     wishes = checkpoint.generation_config | generation_config(folder)  # how the adapter asks to be run
     save(dataclasses.replace(checkpoint, generation_config=wishes), Path(out))
-    if not quiet:
+    if not settings["quiet"].value:
         say(f"gptcli: {n:,} numbers of {adapter} are part of {out} now")

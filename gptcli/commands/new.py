@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.commands import options as o
+from gptcli.commands.given import refuse_given
 from gptcli.errors import GptcliError, UsageError
 from gptcli.memory import check_fits, human
 from gptcli.render import theme
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 
 def new(
+    ctx: typer.Context,
     what: o.SizeOrModel = None,
     size: Annotated[
         str | None, typer.Option("--size", metavar="NAME", show_default=False, help="The same, as an option.")
@@ -35,7 +37,7 @@ def new(
     ] = False,
     out: o.Out = None,
     seed: Annotated[
-        int, typer.Option("-s", "--seed", metavar="N", min=0, max=2**63 - 1, help="Of the random values.")
+        int, typer.Option("-s", "--seed", metavar="N", min=0, max=2**63 - 1, help="Seed of the random values.")
     ] = 0,
     tokenizer: Annotated[
         Path | None,
@@ -57,7 +59,10 @@ def new(
     nothing. SIZE is as for `gptcli params`.
     """
     if (what is None) == (size is None):
-        raise UsageError("which decoder?" if what is None else "the size is given twice", hint="gptcli new gpt3 --meta")
+        wrong = "name a size or a model" if what is None else "the size is given twice"
+        raise UsageError(wrong, hint="gptcli new gpt3 --meta")
+    if meta:
+        refuse_given(ctx, ("seed", "tokenizer"), "--meta builds a shape without values or texts")
     if meta == (out is not None):
         raise UsageError(
             "choose --meta, which builds it in shape only, or --out DIR", hint="gptcli new small --out DIR"

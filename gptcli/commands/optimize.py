@@ -51,15 +51,22 @@ def optimize(
     from gptcli.linear import FEW, exact
 
     decoder = checkpoint.decoder
+    figures: dict[str, Any] = {
+        "model": checkpoint.name,
+        "dtype": str(checkpoint.dtype).removeprefix("torch."),
+        "quantize": settings["quantize"].value,
+    }
     if not compiled.takes(decoder):
-        say("gptcli: note: this model's context or window is too short to compile for; it runs as it is")
+        reason = "this model's context or window is too short to compile for; it runs as it is"
+        _not_compiled(output, figures, reason, as_json)
         return
     found, seconds = None if again else compiled.find(decoder), 0.0
     several = few.find(decoder) if found else None
     before = compiled.tokens_per_second(decoder, None)
     if found is None or (several is None and few.takes(decoder)):
         if not compiled.has_compiler():
-            say("gptcli: note: no C++ compiler here (g++ or clang++), so nothing was compiled; all works without")
+            reason = "no C++ compiler here (g++ or clang++), so nothing was compiled; all works without"
+            _not_compiled(output, figures, reason, as_json)
             return
         waits, began = hears() and not settings["quiet"].value, time.perf_counter()
         if found is None:
@@ -85,10 +92,8 @@ def optimize(
         say("gptcli: note: the pass of several tokens gives other numbers than that of one here; it was removed")
     elif several:
         together = FEW / few.seconds(decoder, several)
-    figures = {
-        "model": checkpoint.name,
-        "dtype": str(checkpoint.dtype).removeprefix("torch."),
-        "quantize": settings["quantize"].value,
+    figures |= {
+        "compiled": True,
         "compiled_s": round(seconds, 1),
         "tokens_per_s_before": round(before, 1),
         "tokens_per_s": round(after, 1),
@@ -102,6 +107,13 @@ def optimize(
         output.json(figures)
     else:
         output.line(_text(figures))
+
+
+def _not_compiled(output: Output, figures: dict[str, Any], reason: str, as_json: bool) -> None:
+    """Says why not; that is no error."""
+    say(f"gptcli: note: {reason}")
+    if as_json:
+        output.json(figures | {"compiled": False, "reason": reason})
 
 
 @contextmanager

@@ -19,16 +19,6 @@ ALIASES = {
     "--repeat-penalty": "--repetition-penalty",
 }
 
-# Options that the environment and the config file know too; see settings.py.
-SETTINGS = frozenset(
-    (
-        *("model", "device", "dtype", "quantize", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed"),
-        "num_samples",
-        *("repetition_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty", "color", "overflow", "stop"),
-        *("ignore_eos", "stats", "quiet"),
-    )
-)
-
 Model = Annotated[
     str | None,
     typer.Option(
@@ -99,7 +89,7 @@ Bos = Annotated[
         "--add-bos/--no-bos",
         rich_help_panel=TEXT,
         show_default=False,
-        help="Start token or none; else as the tokenizer does.",
+        help="Force or forbid the start token; by default as the tokenizer does.",
     ),
 ]
 
@@ -124,7 +114,7 @@ TopP = Annotated[
         "--top-p",
         metavar="P",
         rich_help_panel=SAMPLING,
-        help="Draw from the best that hold P together; 1 is off. [0.95]",
+        help="Draw from the fewest best that hold P together; 1 is off. [0.95]",
     ),
 ]
 MinP = Annotated[
@@ -143,21 +133,23 @@ RepetitionPenalty = Annotated[
 RepeatLastN = Annotated[
     int | None,
     typer.Option(
-        "--repeat-last-n", metavar="N", rich_help_panel=SAMPLING, help="How far back it looks; -1: everything. [-1]"
+        "--repeat-last-n", metavar="N", rich_help_panel=SAMPLING, help="How far back that looks; -1: everything. [-1]"
     ),
 ]
 PresencePenalty = Annotated[
     float | None,
     typer.Option(
-        "--presence-penalty", metavar="X", rich_help_panel=SAMPLING, help="Off the logit of each token generated. [0]"
+        "--presence-penalty", metavar="X", rich_help_panel=SAMPLING,
+        help="Subtract X from the logit of every token generated so far. [0]",
     ),
-]
+]  # fmt: skip
 FrequencyPenalty = Annotated[
     float | None,
     typer.Option(
-        "--frequency-penalty", metavar="X", rich_help_panel=SAMPLING, help="The same, for each time it was. [0]"
+        "--frequency-penalty", metavar="X", rich_help_panel=SAMPLING,
+        help="Subtract X for each time the token was generated. [0]",
     ),
-]
+]  # fmt: skip
 LogitBias = Annotated[
     list[str] | None,
     typer.Option(
@@ -247,7 +239,7 @@ PlainColor = Annotated[
 
 Xray = Annotated[
     bool,
-    typer.Option("--xray", rich_help_panel=OUTPUT, help="A strip beside each token: how every layer stood to it."),
+    typer.Option("--xray", rich_help_panel=OUTPUT, help="A strip beside each token: how it formed, layer by layer."),
 ]
 
 WHAT_IF = "What if"
@@ -255,22 +247,23 @@ Ablate = Annotated[
     list[str] | None,
     typer.Option(
         "--ablate", metavar="PLACE", rich_help_panel=WHAT_IF, show_default=False,
-        help="Switch off a head L9H4, L7.mlp, L7.attn, a layer L3; or one look, L9H4:7/2: token 7's at token 2, "
-        "which the others share, or with =0 do not. "
-        "Repeatable.",
+        help="Switch off a head (L9H4), an MLP (L7.mlp), an attention (L7.attn) or a layer (L3). L9H4:7/2 only keeps "
+        "token 7 from attending to token 2; the other tokens share its weight, or with =0 do not. Repeatable.",
     ),
 ]  # fmt: skip
 Patch = Annotated[
     list[str] | None,
     typer.Option(
         "--patch", metavar="TEXT@PLACE:N", rich_help_panel=WHAT_IF, show_default=False,
-        help="Put there what another prompt has, at token N: 'The dog'@L5:-1; repeatable.",
+        help="At token N, put in what another prompt has there: 'The dog'@L5:-1. Repeatable.",
     ),
 ]  # fmt: skip
 Mean = Annotated[
     bool,
     typer.Option(
-        "--mean", rich_help_panel=WHAT_IF, help="Off is the mean over the prompt but its first token, not zero."
+        "--mean",
+        rich_help_panel=WHAT_IF,
+        help="Switched off is the mean over the prompt without its first token, and not zero.",
     ),
 ]
 
@@ -317,7 +310,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --
 Steps = Annotated[int | None, count("--steps", "The same, counted in steps.")]
 RunSeed = Annotated[
     int,
-    typer.Option("-s", "--seed", metavar="N", min=0, max=2**63 - 1, rich_help_panel=RUN, help="Of all that is random."),
+    typer.Option("-s", "--seed", metavar="N", min=0, max=2**63 - 1, rich_help_panel=RUN, help="Of everything random."),
 ]
 Validation = Annotated[
     list[str] | None,
@@ -325,20 +318,22 @@ Validation = Annotated[
 ]
 ValidationShare = Annotated[
     float,
-    typer.Option("--validation-share", metavar="X", rich_help_panel=RUN, help="Else this share of what is given."),
+    typer.Option(
+        "--validation-share", metavar="X", rich_help_panel=RUN, help="Held out of the data, without --validation."
+    ),
 ]
 LearningRate = Annotated[
     float | None,
     typer.Option(
         "--learning-rate", "--lr", metavar="X", rich_help_panel=RUN, show_default=False,
-        help="At its highest. \\[the size's]",
+        help="At its peak. \\[the size's]",
     ),
 ]  # fmt: skip
 ScheduleName = Annotated[
     Literal["cosine", "linear", "constant", "wsd"] | None,
     typer.Option(
         "--schedule", metavar="NAME", rich_help_panel=RUN, show_default=False,
-        help="How it falls: cosine (GPT-3's), linear, constant, or wsd, which falls in the last fifth. \\[cosine]",
+        help="How the rate falls: cosine (GPT-3's), linear, constant, or wsd, which falls in the last fifth \\[cosine]",
     ),
 ]  # fmt: skip
 OptimizerName = Annotated[
@@ -352,27 +347,32 @@ PrecisionName = Annotated[
     Literal["bfloat16", "float32"] | None,
     typer.Option(
         "--precision", metavar="NAME", rich_help_panel=RUN, show_default=False,
-        help="Of the matrix products. \\[bfloat16 where the machine has it]",
+        help="Precision of the matrix products. \\[bfloat16 where the machine has it]",
     ),
 ]  # fmt: skip
 MicroBatch = Annotated[
     int | None,
     typer.Option(
         "--micro-batch", metavar="N", min=1, rich_help_panel=RUN, show_default=False,
-        help="Sequences sent through at once; less takes less memory.",
+        help="Sequences computed at once; fewer take less memory.",
     ),
 ]  # fmt: skip
 Compile = Annotated[
     bool | None,
     typer.Option(
         "--compile/--no-compile", rich_help_panel=RUN, show_default=False,
-        help="\\[where it pays, and a C++ compiler is there]",
+        help="Compile the step first. \\[where it pays, and a C++ compiler is there]",
     ),
 ]  # fmt: skip
 SaveEvery = Annotated[
     int | None,
     typer.Option(
-        "--save-every", metavar="N", min=1, rich_help_panel=RUN, show_default=False, help="Steps. \\[two minutes]"
+        "--save-every",
+        metavar="N",
+        min=1,
+        rich_help_panel=RUN,
+        show_default=False,
+        help="Save every N steps. \\[every two minutes]",
     ),
 ]
 ValidateEvery = Annotated[
@@ -383,7 +383,7 @@ ValidateEvery = Annotated[
         min=1,
         rich_help_panel=RUN,
         show_default=False,
-        help="Steps. \\[40 times a run]",
+        help="Validate every N steps. \\[40 times a run]",
     ),
 ]
 
@@ -417,7 +417,7 @@ Examples = Annotated[
 ]  # fmt: skip
 Example = Annotated[
     list[str] | None,
-    typer.Option("--example", metavar="TEXT", rich_help_panel=PRIMING, help='One, as "in => out"; repeatable.'),
+    typer.Option("--example", metavar="TEXT", rich_help_panel=PRIMING, help='One example, as "in => out"; repeatable.'),
 ]
 ExampleFormat = Annotated[
     str | None,

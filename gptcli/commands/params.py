@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.commands import options as o
+from gptcli.commands.given import refuse_given
 from gptcli.errors import UsageError
 from gptcli.render import theme
 from gptcli.render.output import Output, say
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def params(
+    ctx: typer.Context,
     what: o.SizeOrModel = None,
     model_option: o.Model = None,
     layer: Annotated[
@@ -29,7 +31,7 @@ def params(
     context: Annotated[
         list[int] | None,
         typer.Option(
-            "--context", metavar="N", min=1, help="Say the cache for N tokens; repeatable.", show_default=False
+            "--context", metavar="N", min=1, help="Show the cache of N tokens too; repeatable.", show_default=False
         ),
     ] = None,
     attention: o.Attention = None,
@@ -55,6 +57,9 @@ def params(
     if table:
         if what or model_option or layer is not None:
             raise UsageError("--table is about GPT-3's eight sizes, and takes no other")
+        refuse_given(
+            ctx, ("context", "attention", "window", "revision", "allow_config"), "--table is about GPT-3's eight sizes"
+        )
         found = recount()
         if as_json:
             output.json([_row_json(each) for each in found])
@@ -81,7 +86,7 @@ def params(
         counted.of_layer(layer)
     for n in context or ():
         if n > counted.config.n_ctx:
-            say(f"gptcli: note: this model sees {counted.config.n_ctx:,} tokens, and its cache holds no {n:,}")
+            say(f"gptcli: note: this model's context is {counted.config.n_ctx:,} tokens; a cache of {n:,} is not shown")
     if as_json:
         output.json(_json(counted, layer))
         return
@@ -118,7 +123,7 @@ def _row_json(each: Recount) -> dict[str, Any]:
     row, size = each.row, each.row.corrected
     return {
         "name": row.label,
-        "printed": {name: getattr(row, name) for name in type(row).__slots__ if name not in ("size", "label")},
+        "printed": {name: getattr(row, name) for name in dataclasses.asdict(row) if name not in ("size", "label")},
         "corrected": {"n_layer": size.n_layer, "d_model": size.d_model, "n_head": size.n_head},
         "typo": row.typo,
         "proof": proof(row) or None,

@@ -55,10 +55,11 @@ class Priming:
             primed(newest, case, form=self.form, fits=lambda text: len(tokenizer.encode(text, bos=bos)) <= room)
             for case in cases
         ]
-        left_out = len(self.pairs) - min(prompt.n_used for prompt in found)
-        if left_out and not settings["quiet"].value:
-            n = f"{left_out:,} oldest of {len(self.pairs):,}"
-            say(f"gptcli: note: the {n} examples were left out to fit the context of {n_ctx:,} tokens")
+        short = [len(self.pairs) - prompt.n_used for prompt in found if prompt.n_used < len(self.pairs)]
+        if short and not settings["quiet"].value:
+            n = f"{max(short):,} oldest of {len(self.pairs):,}"
+            which = f"in {len(short):,} of {len(cases):,} cases up to the" if len(cases) > 1 else "the"
+            say(f"gptcli: note: {which} {n} examples were left out to fit the context of {n_ctx:,} tokens")
         return found
 
 

@@ -37,7 +37,7 @@ def read_cases(
     found = [line for line in (*re.split(r"\r?\n", piped), given or "") if line.strip()]
     if not found:
         raise UsageError(
-            "the examples are there, and nothing to go on with", hint="give a case, or one a line in a pipe"
+            "there are examples, and no case to answer", hint="give one as the prompt, or one a line in a pipe"
         )
     return found
 
@@ -106,12 +106,17 @@ def _check_utf8(text: str) -> None:
 
 
 def _unescape(text: str) -> str:
-    """\\n, \\t, \\r, \\0, \\\\, \\xNN, \\uNNNN as C and Python have them; any other backslash stays."""
+    """\\n, \\t, \\r, \\0, \\\\, \\xNN, \\uNNNN as C and JSON have them, \\UNNNNNNNN too; any other backslash stays."""
 
     def meaning(match: re.Match[str]) -> str:
-        code = match[1] or match[2]
-        return chr(int(code, 16)) if code else _ESCAPES[match[3]]
+        code = match[1]
+        if code and int(code[1:], 16) > sys.maxunicode:
+            raise UsageError(f"\\{code} is not a character: the last is \\U0010FFFF")
+        return chr(int(code[1:], 16)) if code else _ESCAPES[match[2]]
 
-    result = re.sub(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|([ntr0\\\"']))", meaning, text)
-    _check_utf8(result)
-    return result
+    result = re.sub(r"\\(?:(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})|([ntr0\\\"']))", meaning, text)
+    try:  # two halves make a character, as in JSON
+        return result.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        half = next(c for c in result if 0xD800 <= ord(c) < 0xE000)
+        raise UsageError(f"the prompt holds half a character, U+{ord(half):04X}") from None

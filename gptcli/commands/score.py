@@ -44,8 +44,8 @@ def score(
 ) -> None:
     """Say how likely a model finds a text: perplexity, bits per byte, and at a terminal each token's probability.
 
-    A text is scored from its first token on, behind the model's start token; what is past the context is left out, but
-    for --stride: then the context moves on by so many tokens at a time, and all are scored.
+    A text is scored from its first token on, behind the model's start token. What is past the context is left out,
+    unless --stride is given: then the context moves on by that many tokens at a time, and all of them are scored.
     """
     output = Output()
     whole = read_prompt(text, None, file)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from gptcli.commands import options as o
+from gptcli.commands.loading import chosen_tokenizer
 from gptcli.commands.prompt import read_prompt
 from gptcli.render import theme
 from gptcli.render.output import Output
@@ -28,14 +29,12 @@ def tokenize(
     revision: o.Revision = None,
 ) -> None:
     """Show how a model's tokenizer cuts a text: ids and pieces, a start token included where the model gets one."""
-    from gptcli.folder import resolve
-    from gptcli.model_choice import chosen_model
-    from gptcli.tokens import Tokenizer, show
+    from gptcli.tokens import show
 
     settings = settle({"model": model, "color": color})
     output = Output()
     whole = read_prompt(text, None, file, keep_newline=keep_newline, escape=escape)
-    tokenizer = Tokenizer.from_folder(resolve(chosen_model(settings), revision=revision).folder)
+    tokenizer = chosen_tokenizer(settings, revision)
     found = tokenizer.encode(whole, bos=bos)
     if ids:
         output.line(" ".join(map(str, found)))

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.commands import options as o
-from gptcli.commands.fitting import Asked, Watch, asked_recipe, changed, empty_out, fit, manner, published
+from gptcli.commands.fitting import (
+    Asked,
+    Watch,
+    asked_recipe,
+    begin,
+    changed,
+    check_compiler,
+    check_training_fits,
+    empty_out,
+    fit,
+    manner,
+)
 from gptcli.commands.given import refuse_given
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound, UsageError
 from gptcli.presets import SIZES, Size, config_json, size_named
@@ -105,7 +116,8 @@ def train(
         o.check_share(validation_share)
         from gptcli.corpus import find, find_held_out
 
-        files, held_out, out = find(corpus), find_held_out(validation or ()), empty_out(out)
+        held_out = find_held_out(validation or ())
+        files, out = find(corpus, held_out=held_out), empty_out(out)
         shape = _shape(
             size_named(size),
             n_layer=n_layer, d_model=d_model, n_head=n_head, n_ctx=n_ctx, window=window, n_vocab=n_vocab,
@@ -116,7 +128,10 @@ def train(
         recipe = _prepared(
             out, shape, files, held_out, tokenizer, asked, where, share=validation_share, seed=seed, quiet=watch.quiet
         )
-    _run(out, recipe, where, watch)
+    from gptcli.saves import alone
+
+    with alone(out / "run"):
+        _run(out, recipe, where, watch)
 
 
 def _shape(size: Size, **changes: int | None) -> Size:
@@ -144,19 +159,21 @@ def _prepared(
     from gptcli.checkpoint import pick_device
     from gptcli.saves import replace_text, versions
 
-    pick_device(device)  # raises for one that is not there, before the minutes that a large corpus takes
+    # what can be refused is, before the minutes that a large corpus takes
+    check_compiler(asked.compiled, pick_device(device).type)
+    library = None if tokenizer is None else corpus.read_tokenizer(tokenizer)
+    shape = shape if library is None else dataclasses.replace(shape, n_vocab=corpus.n_ids(library))
+    _check_memory(shape, pick_device(device))
     run = out / "run"
     hear = (lambda text: None) if quiet else say
     try:
         shutil.rmtree(run, ignore_errors=True)  # of a run that never began
         run.mkdir(parents=True)
         texts = corpus.keep_stdin(files, run)
-        if tokenizer is None:
+        if library is None:
             hear(f"gptcli: learning a vocabulary of {shape.n_vocab} tokens ...")
             library = corpus.train_tokenizer(corpus.documents(texts), shape.n_vocab)
-        else:
-            library = corpus.read_tokenizer(tokenizer)
-        shape = dataclasses.replace(shape, n_vocab=library.get_vocab_size())
+            shape = dataclasses.replace(shape, n_vocab=corpus.n_ids(library))
         end_id = corpus.end_of(library)
         corpus.write_tokenizer(library, run, shape.n_ctx)
         hear("gptcli: turning the text into tokens ...")
@@ -207,7 +224,16 @@ def _resumed(out: Path, asked: Asked) -> Recipe:
         was = Recipe(**kept["recipe"])
     except (TypeError, KeyError) as error:
         raise BadCheckpoint(f"{out / 'run' / 'recipe.json'} is not a recipe: {error}") from None
-    return changed(was, asked, out, kept)
+    return changed(was, asked, out)
+
+
+def _check_memory(shape: Size, device: Any) -> None:
+    """Raises OutOfMemory for a size that this machine cannot train."""
+    from gptcli.config_json import Reader
+    from gptcli.families import FAMILIES
+
+    config = FAMILIES["gpt_neo"].read(Reader(config_json(shape, end_id=0), "config.json"))
+    check_training_fits(config.n_params(), device)
 
 
 def _config(run: Path) -> Any:
@@ -220,19 +246,16 @@ def _run(out: Path, recipe: Recipe, device: str, watch: Watch) -> None:
     from gptcli.checkpoint import pick_device, save
     from gptcli.corpus import Tokens, check_tokenizer
     from gptcli.data import Windows
-    from gptcli.saves import newest, read_json
+    from gptcli.saves import read_json
     from gptcli.train import Training
 
     run = out / "run"
     tokens = Tokens(**read_json(run / "tokens.json"))
     check_tokenizer(tokens, run / "tokenizer.json")
-    found = newest(run)
-    step = found.step if found else 0
-    published(out, found, watch)
-    if step >= recipe.n_steps:
-        if not watch.quiet:
-            say(f"gptcli: all {recipe.n_steps} steps are done; --steps or --tokens makes it more")
+    left, found = begin(out, recipe, device, watch)
+    if not left:
         return
+    step = found.step if found else 0
     checkpoint = _checkpoint(run, found.folder if found else None, pick_device(device), recipe.seed)
     batches = Windows(run, tokens, n_ctx=recipe.n_ctx, seed=recipe.seed)
     training = Training(
@@ -256,18 +279,17 @@ def _checkpoint(run: Path, saved: Path | None, device: Any, seed: int) -> Checkp
     """The decoder as it was saved, or a new one; in float32, which is what optimizers want."""
     from gptcli.checkpoint import Checkpoint, load
     from gptcli.layout import read_config
-    from gptcli.memory import check_fits
     from gptcli.model import Decoder
     from gptcli.saves import read_json
     from gptcli.tokens import Tokenizer
     from gptcli.train import initialise
 
+    check_training_fits(_config(run).n_params(), device)
     if saved is not None:
         checkpoint = load(str(saved), device=str(device), dtype="float32")
         checkpoint.decoder.requires_grad_(True)
         return dataclasses.replace(checkpoint, folder=run)
     family, config, values = read_config(run / "config.json")
-    check_fits(4 * config.n_params() * 4, device, what="weights, gradients and what Adam remembers")
     decoder = Decoder(config)
     initialise(decoder, seed)
     ends = read_json(run / "generation_config.json")

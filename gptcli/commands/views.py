@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import BadCheckpoint, UsageError
-from gptcli.places import check_place, check_position, read_place
+from gptcli.places import Place, check_place, check_position
 from gptcli.render import theme
 from gptcli.render.output import Output
 from gptcli.render.safe import harmless, one_line
@@ -38,6 +38,18 @@ class Show:
     alone: bool
     sub: bool
     head: tuple[int, int] | None
+    sweep: str | None  # heads or mlps, where their mosaic is asked for
+
+    def check(self, *, n_layer: int, n_head: int, parallel: bool) -> None:
+        """Raises UsageError for what a model does not have: that head, or anything between attention and MLP."""
+        if self.head is not None:
+            place = Place(layer=self.head[0], part="head", head=self.head[1])
+            check_place(place, n_layer=n_layer, n_head=n_head)
+        if self.sub and parallel:
+            raise UsageError(
+                "in this model attention and MLP add at the same time: there is nothing between them",
+                hint="leave out --sub",
+            )
 
     def position(self, n: int, n_prompt: int) -> int:
         """The token meant: the last of the prompt unless --token says. Raises UsageError, with the range."""
@@ -58,23 +70,25 @@ class Show:
 
     def scan(self, scan: Scan) -> None:
         """Writes all views to standard output."""
+        self.check(n_layer=scan.n_layer, n_head=scan.n_head, parallel=scan.parallel)
         position = self.position(scan.n_positions, scan.n_prompt)
         if self.form in ("json", "ndjson"):
             from gptcli.xray_json import lines, whole
 
-            extra = tuple(v for v in self.views if v not in ("grid", "track"))
+            extra, sub = tuple(v for v in self.views if v not in ("grid", "track")), self.sub
             for name in extra:
                 self._kept(scan, name)
-            for frame in [whole(scan, extra)] if self.form == "json" else lines(scan, extra):
+            frames = [whole(scan, extra, between=sub)] if self.form == "json" else lines(scan, extra, between=sub)
+            for frame in frames:
                 self.output.json(frame)
             return
         colour = self.form in ("svg", "html") or theme.wants_colour(self.color, terminal=self.output.is_terminal)
         self._write([self._view(scan, name, position, colour=colour) for name in self.views], colour=colour)
 
-    def replay(self, file: str, *, chosen: bool, sweep: str | None = None) -> None:
+    def replay(self, file: str, *, chosen: bool) -> None:
         """The same of a saved trace. Raises BadCheckpoint for one whose records are of other kinds than they should.
 
-        chosen: whether a view was asked for; if not, a trace of a what-if shows that. sweep: which mosaic was.
+        chosen: whether a view was asked for; if not, a trace of a what-if shows that.
         """
         from gptcli.trace_file import load
 
@@ -83,9 +97,9 @@ class Show:
             scan = harmless(scan)
         show = self if chosen or scan.what_if is None else replace(self, views=("what_if",))
         try:
-            if sweep and scan.mosaic and scan.mosaic.what != sweep:
+            if self.sweep and scan.mosaic and scan.mosaic.what != self.sweep:
                 hint = f"gptcli xray {one_line(file)} --sweep {scan.mosaic.what}"
-                raise UsageError(f"this trace holds the mosaic of {scan.mosaic.what}, not of {sweep}", hint=hint)
+                raise UsageError(f"this trace holds the mosaic of {scan.mosaic.what}, not of {self.sweep}", hint=hint)
             show.scan(scan)
         except MALFORMED as error:
             raise BadCheckpoint(f"{Path(file).name} is malformed: {type(error).__name__}: {error}") from None
@@ -143,7 +157,7 @@ class Show:
         if name == "ledger":
             from gptcli.render import ledger
 
-            return ledger.draw(scan, position, alone=self.alone, colour=colour)
+            return ledger.draw(scan, position, alone=self.alone, colour=colour, light=light)
         if name == "norms":
             from gptcli.render import lengths
 
@@ -153,29 +167,31 @@ class Show:
             from gptcli.render import heads
 
             if name == "roles":
-                return heads.draw_roles(scan, kept, colour=colour)
-            if self.head is not None:
-                place = read_place(f"L{self.head[0]}H{self.head[1]}")
-                check_place(place, n_layer=scan.n_layer, n_head=scan.n_head)
-            return heads.draw(scan, position, head=self.head, colour=colour, most_rows=rows, every=self.every)
+                return heads.draw_roles(scan, kept, colour=colour, every=self.every)
+            return heads.draw(
+                scan, position, head=self.head, colour=colour, cursor=cursor, most_rows=rows, every=self.every,
+                light=light,
+            )  # fmt: skip
         if name == "walk":
             from gptcli.render import walk
 
-            return walk.draw(scan, kept, colour=colour)
+            return walk.draw(scan, kept, colour=colour, light=light)
         from gptcli.render import changes
 
         if name == "occlusion":
-            return changes.draw_occlusion(scan, kept, colour=colour)
+            return changes.draw_occlusion(scan, kept, colour=colour, light=light)
         if name == "draw":
-            return changes.draw_draw(scan, kept, colour=colour)
-        return (changes.draw_mosaic if name == "mosaic" else changes.draw_what_if)(scan, kept, colour=colour)
+            return changes.draw_draw(scan, kept, colour=colour, light=light)
+        if name == "mosaic":
+            return changes.draw_mosaic(scan, kept, colour=colour, every=self.every)
+        return changes.draw_what_if(scan, kept, colour=colour)
 
     def _kept(self, scan: Scan, name: str) -> Any:
         """What a scan holds for a view. Raises UsageError if it holds nothing, or that of another token."""
         if name in ("ledger", "norms"):
             return None
         kept = getattr(scan, name)
-        flag = {"draw": "--sampling", "mosaic": "--sweep", "what_if": "--ablate"}.get(name, f"--{name}")
+        flag = {"draw": "--sampling", "mosaic": f"--sweep {self.sweep}"}.get(name, f"--{name}")
         if kept is None:
             hint = f"make it again with {flag} --save FILE"
             raise UsageError(f"this trace does not hold what {flag} shows", hint=hint)

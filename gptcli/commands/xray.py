@@ -16,10 +16,11 @@ from gptcli.commands.loading import load_chosen
 from gptcli.commands.prompt import read_prompt
 from gptcli.commands.views import FORMATS, Show
 from gptcli.errors import UsageError
-from gptcli.places import check_place, read_place
+from gptcli.model_choice import adapter_folder
+from gptcli.places import read_place
 from gptcli.render.output import Output
 from gptcli.sampling import Sampling
-from gptcli.settings import settle
+from gptcli.settings import OPTIONS, settle
 
 if TYPE_CHECKING:
     from gptcli.checkpoint import Checkpoint
@@ -31,13 +32,20 @@ if TYPE_CHECKING:
 
 # what the making of a trace depends on, and what only single views do
 MAKING = (
-    "file", "model", "adapter", "device", "dtype", "revision", "allow_config", "bos", "max_tokens", "top", "mean",
-    "save", "temperature", "top_k", "top_p", "min_p", "seed",
+    "file", "model", "adapter", "device", "dtype", "quantize", "revision", "allow_config", "bos", "max_tokens", "top",
+    "mean", "save", "temperature", "top_k", "top_p", "min_p", "seed",
 )  # fmt: skip
 VIEWING = (
     "token", "grid", "ledger", "alone", "attention", "head", "roles", "norms", "occlusion", "walk", "sampling", "sub",
     "at", "every", "ablate", "patch", "sweep",
 )  # fmt: skip
+# what only some views look at: which, and what the others have not
+ONLY = {
+    "token": (("track", "ledger", "norms", "attention", "head", "walk", "occlusion", "draw"), "is of one token"),
+    "at": (("grid", "norms", "head"), "has columns of tokens"),
+    "every": (("grid", "norms", "attention", "roles", "mosaic"), "leaves out layers"),
+    "sub": (("grid", "track"), "has rows between attention and MLP"),
+}
 VIEW, IF = "What to show", "What if"
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
@@ -115,22 +123,24 @@ def xray(
     bos: o.Bos = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
+    quantize: o.Quantize = None,
     revision: o.Revision = None,
     allow_config: o.AllowConfig = None,
 ) -> None:
     """Look into the model while it writes: every token's way through the layers, with numbers that add up.
 
-    The answer is greedy unless a sampling option is given. A trace made with --save shows every view again, without
-    the model: gptcli xray run.xray --ledger.
+    The answer is greedy unless a sampling option is given. A trace made with --save shows its views again, without
+    the model: gptcli xray run.xray --ledger. It holds walk, occlusion and sampling for one token only, the one that
+    --token named or else the last of the prompt; and a sweep or a what-if only if you asked for one.
     """
-    flags = {k: v for k, v in locals().items() if k in o.SETTINGS and k != "max_tokens"}
+    flags = {k: v for k, v in locals().items() if k in OPTIONS and k != "max_tokens"}
     if form not in FORMATS:
         raise UsageError(f"--format must be one of {', '.join(FORMATS)}, not {form!r}")
     wanted = Wanted.read(ablate, patch, mean=mean)
     refuse_mean_alone(wanted, mean=mean, sweep=sweep is not None)
     one_head = None if head is None else read_place(head, option="--head")
     if one_head and one_head.part != "head":
-        raise UsageError(f"--head {head!r} is no head", hint="for example --head L5H2")
+        raise UsageError(f"--head {head!r} is not a head", hint="for example --head L5H2")
     asked = {
         "grid": grid, "ledger": ledger or (alone and not walk), "attention": attention or head is not None,
         "roles": roles, "norms": norms, "occlusion": occlusion, "walk": walk, "draw": sampling,
@@ -150,23 +160,28 @@ def xray(
     output = Output()
     show = Show(
         output=output, form=form, width=width, color=settings["color"].value, views=tuple(views), token=token, at=at,
-        every=every, alone=alone, sub=sub, head=(one_head.layer, one_head.head) if one_head else None,
+        every=every, alone=alone, sub=sub, head=(one_head.layer, one_head.head) if one_head else None, sweep=sweep,
     )  # fmt: skip
     if diff is not None:
         refuse_given(ctx, ("prompt", *MAKING, *VIEWING), "--diff compares what two traces hold")
         show.difference(*diff)
         return
-    if prompt is not None and prompt.endswith(".xray") and Path(prompt).suffix == ".xray":
+    refuse_unused(ctx, show)
+    if prompt is not None and is_trace(prompt):
         if wanted:
             raise UsageError("a saved trace has no model to change", hint="give a prompt with --ablate or --patch")
         refuse_given(ctx, MAKING, "a saved trace is shown as it was made")
-        show.replay(prompt, chosen=chosen, sweep=sweep)
+        show.replay(prompt, chosen=chosen)
         return
+    if save is not None and not is_trace(str(save)):
+        raise UsageError(f"--save {save}: the name of a trace ends in .xray", hint=f"--save {save}.xray")
     text = read_prompt(prompt, None, file)
-    checkpoint, settings = load_chosen(flags, adapter=adapter, revision=revision, allow=allow_config or ())
-    wanted.check(checkpoint.config.n_layer, checkpoint.config.n_head)
-    if one_head:
-        check_place(one_head, n_layer=checkpoint.config.n_layer, n_head=checkpoint.config.n_head)
+    checkpoint, settings = load_chosen(
+        flags, adapter=adapter, revision=revision, allow=allow_config or (), rounded="whole"
+    )
+    c, bits = checkpoint.config, settings["quantize"].value
+    wanted.check(c.n_layer, c.n_head)
+    show.check(n_layer=c.n_layer, n_head=c.n_head, parallel=c.parallel)
     drawn = sampling or any(flags[name] is not None for name in SAMPLING)
     rules = Sampling(**{name: settings[name].value for name in SAMPLING}) if drawn else Sampling(temperature=0)
     if sampling and not max_tokens:
@@ -178,12 +193,32 @@ def xray(
         checkpoint=checkpoint, prompt=made, max_tokens=max_tokens, rules=rules, seed=settings["seed"].value or 0,
         top=top, wanted=wanted, bos=bos, sweep=sweep, show=show, keep=save is not None, mean=mean,
     )  # fmt: skip
-    found = job.scan()
+    found = dataclasses.replace(
+        job.scan(), adapter=adapter and adapter_folder(adapter).resolve().name,
+        rounding=None if bits == "none" else bits,
+    )  # fmt: skip
     if save is not None:
         from gptcli.trace_file import save as save_trace
 
         save_trace(found, save)
     show.scan(found)
+
+
+def is_trace(name: str) -> bool:
+    """Whether a saved trace is meant, and not a text."""
+    return name.endswith(".xray") and Path(name).suffix == ".xray"
+
+
+def refuse_unused(ctx: typer.Context, show: Show) -> None:
+    """Raises UsageError for an option that does nothing to any of the views; --token says what a trace keeps, too."""
+    if show.form in ("json", "ndjson"):
+        refuse_given(ctx, ("at", "every"), f"--format {show.form} holds all tokens and layers")
+        return
+    views = {"head" if name == "attention" and show.head else name for name in show.views}
+    saves = ctx.params.get("save") is not None
+    for option, (able, what) in ONLY.items():
+        if not (views & {*able} or (option == "token" and saves)):
+            refuse_given(ctx, (option,), f"no view that was asked for {what}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,9 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def bar(share: float, width: int) -> str:
-    """A bar of `share` (0 to 1) of `width` cells; never nothing where there is something."""
-    eighths = round(share * width * 8)
-    if share > 0:
-        eighths = max(1, eighths)
+    """A bar of `share` (0 to 1) of `width` columns, in eighths of a column; anything above 0 shows."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    eighths = max(eighths, 1) if share > 0 else 0
     return "█" * (eighths // 8) + (EIGHTHS[eighths % 8] if eighths % 8 else "")
 
 

@@ -19,7 +19,6 @@ def draw(b: Budget) -> RenderableType:
     head = Text.assemble((one_line(b.title), "bold"), "   ", (f"{b.n_params:,} parameters", "bold"))
     rows = _grid()
     _add(rows, "tokens", f"{b.n_tokens:,}", b.tokens_from)
-    printed = f"; Table D.1 prints {b.printed_pf_days:,g}" if b.printed_pf_days else ""
     off = f"; Table D.1 prints {power(b.printed_flops, 2)}" if b.printed_flops else ""
     _add(rows, "FLOPs", power(b.flops, 3), f"6 × {b.n_params:,} × {b.n_tokens:,}{off}")
     dense = f"more for looking back, if every layer saw {b.n_context:,} tokens"

@@ -34,7 +34,8 @@ def draw(card: Card, *, tensors: bool = False) -> RenderableType:
         facts.add_row(name, value)
     total = card.weight_bytes + card.cache_bytes
     each = f"weights {human(card.weight_bytes)}, cache {human(card.cache_bytes)}"
-    memory = f"{human(total)} at {card.n_context:,} tokens: {each}"
+    kind = card.loaded_as if card.loaded_as == card.dtype else f"{card.loaded_as}, as the CPU runs {card.dtype}"
+    memory = f"{human(total)} at {card.n_context:,} tokens in {kind}: {each}"
     facts.add_row("memory", memory)
     facts.add_row(
         "files",
@@ -82,7 +83,7 @@ if __name__ == "__main__":
     card = Card(
         name="demo", folder=".", family="gpt2", models="GPT-2", n_params=124_439_808, dtype="F32", n_layer=12,
         budget=(*parts, ("norms", 38_400)), d_model=768, n_head=12, n_kv_head=12, d_head=64, d_ff=3072, n_vocab=50257,
-        n_ctx=1024, traits=(("positions", "learned"),), n_context=1024, weight_bytes=497_759_232, notes=(),
-        cache_bytes=75_497_472, files=("model.safetensors",), tensors=(),
+        n_ctx=1024, traits=(("positions", "learned"),), n_context=1024, loaded_as="F32",
+        weight_bytes=497_759_232, cache_bytes=75_497_472, files=("model.safetensors",), tensors=(), notes=(),
     )  # fmt: skip
     Console().print(draw(card))

@@ -19,8 +19,7 @@ from gptcli.render.safe import one_line
 from gptcli.tokens import show
 
 LEVELS = " ▁▂▃▄▅▆▇█"
-EIGHTHS = " ▏▎▍▌▋▊▉█"
-PLUS, MINUS = "#e69f00", "#56b4e9"  # Okabe and Ito's orange and sky blue: told apart with any colour vision
+DOTTED = "⣀⣤⣶⣿"
 FADE = 2.0  # nats of KL to the final answer at which a cell has lost 63 % of its colour
 
 
@@ -50,11 +49,14 @@ def signed(x: float, digits: int = 2) -> str:
     return "~0" if float(text) == 0 and x != 0 else "0" if x == 0 else text.replace("-", "−")
 
 
-def bar(share: float, width: int) -> str:
-    """A bar of at most `width` columns, in eighths of a column; anything above 0 shows."""
-    eighths = round(max(0.0, min(1.0, share)) * width * 8)
-    eighths = max(eighths, 1) if share > 0 else 0
-    return "█" * (eighths // 8) + (EIGHTHS[eighths % 8] if eighths % 8 else "")
+def compact(x: float) -> str:
+    """A length in three digits that mean something: 0.42, 3.14, 35.2, 704, 25k; <.01 for what would be 0.00."""
+    if x >= 9_950:
+        return f"{x / 1000:.0f}k"
+    if x >= 9.95:
+        return f"{x:.0f}" if x >= 99.5 else f"{x:.1f}"
+    text = f"{x:.2f}"
+    return text if float(text) else "<.01" if x > 0 else "0"
 
 
 def level(p: float) -> str:
@@ -62,7 +64,12 @@ def level(p: float) -> str:
     return LEVELS[min(8, 1 + int(max(0.0, p) * 8))]
 
 
-def two_sided(x: float, most: float, width: int, *, colour: bool) -> Text:
+def dotted(p: float) -> str:
+    """The same in dots: ⣀ to ⣿."""
+    return DOTTED[min(3, int(max(0.0, p) * 4))]
+
+
+def two_sided(x: float, most: float, width: int, *, colour: bool, light: bool = False) -> Text:
     """A bar to the left (blue) for less than 0, to the right (orange) for more, around a middle line; 2 width + 1."""
     n = round(min(1.0, abs(x) / most) * width * 2) if most > 0 else 0
     n = max(n, 1) if x else 0
@@ -73,7 +80,8 @@ def two_sided(x: float, most: float, width: int, *, colour: bool) -> Text:
     else:
         text = "█" * full + ("▌" if half else "")
         left, right = " " * width, text.ljust(width)
-    return Text.assemble((left, MINUS if colour else ""), ("│", "dim"), (right, PLUS if colour else ""))
+    minus, plus = theme.ink("minus", colour=colour, light=light), theme.ink("plus", colour=colour, light=light)
+    return Text.assemble((left, minus), ("│", "dim"), (right, plus))
 
 
 def mixed(a: str, b: str, share: float) -> str:
@@ -140,6 +148,17 @@ def window(n: int, room: int, cursor: int | None) -> range:
     room = max(1, min(n, room))
     start = n - room if cursor is None else max(0, min(n - room, cursor - room // 2))
     return range(start, start + room)
+
+
+def columns_cut(n: int, **shown: range) -> str:
+    """`keys 25 to 47 of 0 to 47 (--at N)`, of what is shown by name; nothing where all n are."""
+    parts = [f"{name} {some[0]} to {some[-1]}" for name, some in shown.items() if len(some) < n]
+    return f"{', '.join(parts)} of 0 to {n - 1} (--at N)" if parts else ""
+
+
+def rows_cut(shown: Sequence[int], n: int, name: str = "rows") -> str:
+    """`12 of 31 rows (--every 1: all)`; nothing where all n are shown."""
+    return f"{len(shown)} of {n} {name} (--every 1: all)" if len(shown) < n else ""
 
 
 def widest(texts: Sequence[str], low: int, high: int) -> int:
@@ -234,7 +253,8 @@ def chip(text: str, ground: str, *, colour: bool) -> Text:
 def tinted(x: float, most: float) -> str:
     """A style for a signed number: blue below 0, orange above, dark around it."""
     share = min(1.0, abs(x) / most) if most else 0.0
-    return f"{'#000000' if share > 0.45 else '#e8e8e8'} on {mixed('#2a2d33', PLUS if x > 0 else MINUS, share)}"
+    ground = mixed("#2a2d33", theme.PLUS if x > 0 else theme.MINUS, share)
+    return f"{'#000000' if share > 0.45 else '#e8e8e8'} on {ground}"
 
 
 def shaded(share: float) -> str:
@@ -273,15 +293,16 @@ class Legend:
         yield Flow([note for column, note in self._notes if column in shown])
 
 
-def vector(numbers: Sequence[float], width: int, *, colour: bool) -> Text:
-    """The first numbers of a vector: blue below 0, orange above; without colours their size."""
+def vector(numbers: Sequence[float], width: int, *, colour: bool, light: bool = False) -> Text:
+    """The first numbers of a vector: blue below 0, orange above; without colours in dots below 0."""
     numbers = numbers[:width]
     most = max((abs(x) for x in numbers), default=0.0) or 1.0
     text = Text()
     for x in numbers:
         share = abs(x) / most
         if colour:
-            text.append("█", mixed("#3a3f47", PLUS if x > 0 else MINUS, share))
+            strong = theme.ink("plus" if x > 0 else "minus", colour=True, light=light)
+            text.append("█", mixed(theme.NEUTRAL, strong, share))
         else:
-            text.append(level(share))
+            text.append(dotted(share) if x < 0 else level(share))
     return text

@@ -9,17 +9,18 @@ from rich.text import Text
 
 from gptcli.records_xray import Draw, Mosaic, Occlusion, Scan, WhatIf
 from gptcli.render import theme
-from gptcli.render.bars import percent
+from gptcli.render.bars import bar, percent
 from gptcli.render.cell import (
-    PLUS,
     Blocks,
     Columns,
     Flow,
-    bar,
     chip,
+    compact,
     fit,
     label,
+    layers_shown,
     probability,
+    rows_cut,
     signed,
     texts,
     tinted,
@@ -34,13 +35,19 @@ HOW = {
     "look": "looks forbidden; the others share what they took",
     "look=0": "looks set to 0; the others keep what they had",
     "looks": "looks forbidden, and looks set to 0 (=0), whose others keep what they had",
+    "patch": "exchanged for what another prompt has there",
 }
+SEVERAL = {"zero": "parts", "mean": "parts", "patch": "patches"}  # what is said to be so, where not all is
 
 
 def draw_what_if(scan: Scan, found: WhatIf, *, colour: bool) -> RenderableType:
     """The text before and after, with what changed marked, and what it did to the first token of the answer."""
     title = Text.assemble(("what if ", "bold"), (one_line(", ".join(found.edits)), "bold"))
-    title.append(f"  {HOW.get(found.how, '')}", "dim")
+    how, manners = [word for word in found.how.split() if word in HOW], list[Text]()
+    if len(how) == 1:
+        title.append(f"  {HOW[how[0]]}", "dim")
+    else:
+        manners = [Text(f"{SEVERAL.get(word, '')} {HOW[word]}".lstrip(), "dim") for word in how]
     table = Columns(("", "left"), ("before", "right"), ("after", "right"), ("change", "right"))
     target, rival = label(scan, found.target), label(scan, found.rival)
     p = [math.exp(x) for x in found.logprob]
@@ -61,8 +68,10 @@ def draw_what_if(scan: Scan, found: WhatIf, *, colour: bool) -> RenderableType:
         line.append_text(Text.assemble(", total ", (signed(total, 3), "bold")))
         line.append("  (between them: what later layers made of it; effects do not add up)", "dim")
         lines.append(line)
+    elif scan.check.ledger is not None:  # then it is None because of a patch
+        lines.append(Text("a patch has no direct effect of one part to show", "dim"))
     answers = [Text.assemble((f"{name:>7} … ", "dim"), text) for name, text in _both(scan, found, colour=colour)]
-    return Group(title, *answers, Text(), table, *lines, footer(scan))
+    return Group(title, *manners, *answers, Text(), table, *lines, footer(scan))
 
 
 def _nats(x: float) -> str:
@@ -80,7 +89,7 @@ def _both(scan: Scan, found: WhatIf, *, colour: bool) -> list[tuple[str, Text]]:
     for name, ids, kept in (("before", found.before, kept_before), ("after", found.after, kept_after)):
         text = Text(overflow="fold")
         for i, (id, shown) in enumerate(zip(ids, texts(scan, ids), strict=True)):
-            ground = theme.ANSWER if i in kept else PLUS
+            ground = theme.ANSWER if i in kept else theme.PLUS
             shown = shown if scan.pieces.get(id) else label(scan, id)
             if not colour and i not in kept:  # the brackets stand around what changed side by side
                 shown = "[" * (i == 0 or i - 1 in kept) + shown + "]" * (i + 1 == len(ids) or i + 1 in kept)
@@ -89,14 +98,14 @@ def _both(scan: Scan, found: WhatIf, *, colour: bool) -> list[tuple[str, Text]]:
     return lines
 
 
-def draw_mosaic(scan: Scan, found: Mosaic, *, colour: bool) -> RenderableType:
+def draw_mosaic(scan: Scan, found: Mosaic, *, colour: bool, every: int | None = None) -> RenderableType:
     """Layers up, heads across: the effect on the target; at the side what it sums to, and the direct effect."""
     n = found.lead.shape[1]
     most = max((abs(x) for row in found.logprob.rows() for x in row), default=0.0) or 1.0
     name, rival = label(scan, found.target), label(scan, found.rival)
     title = Text.assemble((f"every {'head' if found.what == 'heads' else 'MLP'} by itself ", "bold"))
     title.append(f"{HOW.get(found.how, '')}: change of log p of {name}, nats", "dim")
-    layers = range(scan.n_layer)
+    layers = layers_shown(scan.n_layer, scan.n_layer, every)
 
     def said(layer: int, head: int) -> str:
         flips = found.best.whole(layer, head) != found.target
@@ -117,12 +126,12 @@ def draw_mosaic(scan: Scan, found: Mosaic, *, colour: bool) -> RenderableType:
     notes = [
         "below 0 (blue): without it the token is less likely", "! another token becomes the best",
         f"total, direct: a row's effects on the lead over {rival}", "direct: what it wrote itself",
-        "total: with all that follows; effects do not add up to a whole",
+        "total: with all that follows; effects do not add up to a whole", rows_cut(layers, scan.n_layer, "layers"),
     ]  # fmt: skip
     return Group(title, Blocks(names, layers, cell, width=width, right=True, side=side), Flow(notes), footer(scan))
 
 
-def draw_occlusion(scan: Scan, found: Occlusion, *, colour: bool) -> RenderableType:
+def draw_occlusion(scan: Scan, found: Occlusion, *, colour: bool, light: bool = False) -> RenderableType:
     """Each token with what the answer loses without it."""
     most = max(map(abs, found.loss), default=0.0) or 1.0
     title = Text.assemble(("what ", "bold"))
@@ -134,15 +143,15 @@ def draw_occlusion(scan: Scan, found: Occlusion, *, colour: bool) -> RenderableT
         name = label(scan, scan.ids[i])
         text.append(f" {name} ", tinted(x, most) if colour else "")
         line = Text.assemble((f"{i:>4} ", "dim"), fit(name, 16), f" {signed(x):>6} ")
-        line.append_text(two_sided(x, most, 14, colour=colour))
+        line.append_text(two_sided(x, most, 14, colour=colour, light=light))
         lines.append(line)
     notes = ["right: it spoke for the token", "left: against it", "one token at a time: they do not add up"]
     return Group(title, text, Text(), *lines, Flow(notes), footer(scan))
 
 
-def draw_draw(scan: Scan, found: Draw, *, colour: bool) -> RenderableType:
+def draw_draw(scan: Scan, found: Draw, *, colour: bool, light: bool = False) -> RenderableType:
     """The distribution as the model had it, after temperature, after the filters, and the number that chose."""
-    greedy = found.draw is None
+    greedy, bars = found.draw is None, theme.ink("label", colour=colour, light=light)
     table = Columns(
         ("", "left"), ("model", "right"), ("", "left"), ("" if greedy else f"T {found.temperature:g}", "right"),
         ("taken" if greedy else "kept", "right"), ("", "left"), ("" if greedy else "from", "right"),
@@ -159,17 +168,17 @@ def draw_draw(scan: Scan, found: Draw, *, colour: bool) -> RenderableType:
         arrow = "← the best" if found.draw is None else f"← {found.draw:.4f}"
         table.add_row(
             Text(fit(" " + label(scan, option.id), 14), style or ("" if option.kept else "dim")),
-            probability(option.raw), Text(bar(option.raw, 12), theme.LABEL if colour else ""),
+            probability(option.raw), Text(bar(option.raw, 12), bars),
             "" if greedy else probability(option.warm),
             probability(option.kept) if option.kept else "" if greedy else "cut",
-            Text(bar(option.kept, 12), theme.LABEL if colour else ""),
+            Text(bar(option.kept, 12), bars),
             *((f"{low:.4f}", f"{high:.4f}") if option.kept and not greedy else ("", "")),
             Text(arrow if chosen else "", "bold"),
         )  # fmt: skip
         low = high
     drawn = "no draw: the best token is taken, whatever the others are" if greedy else f"drawn: {found.draw:.6f}"
     raw = next((option.raw for option in found.options if option.id == found.chosen), 0.0)
-    surprise = f"surprise {-math.log2(raw):.2f} bits" if raw else ""
+    surprise = f"surprise {compact(-math.log2(raw))} bits" if raw else ""
     cut = f"cut: {probability(found.cut)} of the probability" if found.cut else "nothing cut"
     title = Text.assemble((f"how the token at position {found.position + 1} was chosen  ", "bold"))
     filters = f", top-k {found.top_k or 'off'}, top-p {found.top_p:g}, min-p {found.min_p:g}"

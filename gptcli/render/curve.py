@@ -14,14 +14,14 @@ DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # braille, row 
 VALIDATION = "#4149b2"  # the article's violet, dark enough for a line
 
 
-def braille(points: Sequence[Point], width: int, height: int) -> list[str]:
-    """The points as `height` lines of `width` braille cells; x and y are scaled to fill them."""
+def braille(points: Sequence[Point], width: int, height: int, between: tuple[float, float] | None = None) -> list[str]:
+    """The points as `height` lines of `width` braille cells, from the lowest y to the highest, or `between` these."""
     cells = [[0] * width for _ in range(height)]
     points = [(x, y) for x, y in points if math.isfinite(y)]
     if not points:
         return ["".join(" " for _ in row) for row in cells]
     left, right = points[0][0], max(points[-1][0], points[0][0] + 1e-9)
-    low, high = extent([y for _, y in points])
+    low, high = between or extent([y for _, y in points])
     columns = 2 * width
     sums: list[list[float]] = [[] for _ in range(columns)]
     for x, y in points:

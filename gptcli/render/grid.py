@@ -13,7 +13,20 @@ from rich.text import Text
 
 from gptcli.records_xray import Cells, Scan
 from gptcli.render import theme
-from gptcli.render.cell import Flow, believed, fit, label, layers_shown, level, smooth, text_line, widest, window
+from gptcli.render.cell import (
+    Flow,
+    believed,
+    columns_cut,
+    fit,
+    label,
+    layers_shown,
+    level,
+    rows_cut,
+    smooth,
+    text_line,
+    widest,
+    window,
+)
 from gptcli.render.check import footer
 
 DECIDED, STANDS, FAR = "◆", "●", "~"
@@ -121,11 +134,11 @@ class Grid:
     def _gutter(self, i: int, glyph: str, columns: range) -> Text:
         """The way of a written token from the top of its column to the bottom of the next."""
         feeds = i + 1 in columns and i + 1 >= self._scan.n_prompt and i + 1 < len(self._scan.ids)
-        return Text(glyph if feeds else " ", theme.ANSWER if self._colour else "")
+        return Text(glyph if feeds else " ", theme.ink("answer", colour=self._colour, light=self._light))
 
     def _label(self, name: str) -> Text:
-        style = theme.LABEL if self._colour and name in NAMED else "dim"
-        return Text.assemble((name.rjust(LABEL_WIDTH - 1) + " ", style))
+        style = theme.ink("label", colour=self._colour, light=self._light) if name in NAMED else ""
+        return Text.assemble((name.rjust(LABEL_WIDTH - 1) + " ", style or "dim"))
 
     def _legend(self, columns: range, rows: list[tuple[Cells, int, str]]) -> Flow:
         items = list[Text | str]()
@@ -148,10 +161,8 @@ class Grid:
         middle, names = sorted(self._scan.depth)[len(self._scan.depth) // 2], self._scan.cells.rows
         if middle < len(names) and len(self._scan.depth) == self._scan.n_positions > 2:
             items.append(f"half of the tokens decided by {names[middle]}")
-        if hidden:
-            items.append(f"{len(shown)} of {len(self._scan.cells.rows)} rows (--every 1: all)")
-        if len(columns) < self._scan.n_positions:
-            items.append(f"positions {columns[0]} to {columns[-1]} of 0 to {self._scan.n_positions - 1} (--at N)")
+        items.append(rows_cut(shown, len(self._scan.cells.rows)))
+        items.append(columns_cut(self._scan.n_positions, positions=columns))
         return Flow(items, indent=LABEL_WIDTH)
 
 

@@ -10,10 +10,25 @@ from rich.text import Text
 
 from gptcli.records_xray import Attention, Roles, Scan
 from gptcli.render import theme
-from gptcli.render.cell import Blocks, Flow, bar, fit, label, layers_shown, level, probability, shaded, smooth, window
+from gptcli.render.bars import bar
+from gptcli.render.cell import (
+    Blocks,
+    Flow,
+    columns_cut,
+    fit,
+    label,
+    layers_shown,
+    level,
+    probability,
+    rows_cut,
+    shaded,
+    smooth,
+    window,
+)
 from gptcli.render.check import footer
 
 SINK = "⊥"
+MOST_QUERIES = 40
 
 
 def _best(scan: Scan, found: Attention, position: int, layer: int, head: int, *, colour: bool) -> Text:
@@ -29,11 +44,13 @@ def _best(scan: Scan, found: Attention, position: int, layer: int, head: int, *,
 
 
 class Pattern:
-    """One head: queries down, keys across; the sink in a column of its own."""
+    """One head: queries down, keys across, those around the cursor; the sink in a column of its own."""
 
-    def __init__(self, scan: Scan, attention: Attention, layer: int, head: int, cursor: int, *, colour: bool) -> None:
+    def __init__(
+        self, scan: Scan, attention: Attention, layer: int, head: int, position: int, *, cursor: int, colour: bool
+    ) -> None:
         self._scan, self._found, self._layer, self._head = scan, attention, layer, head
-        self._cursor, self._colour = cursor, colour
+        self._position, self._cursor, self._colour = position, cursor, colour
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         scan, T = self._scan, self._scan.n_positions
@@ -41,9 +58,10 @@ class Pattern:
         width = min(12, max(map(cell_len, names)) + 1)
         columns = window(T, (options.max_width - width - 8) // 3, self._cursor)
         yield Text(" " * (width + 1) + f"{SINK}@0 " + ruler([j for j in columns if j]), "dim")
-        for i in window(T, 40, self._cursor):
+        queries = window(T, MOST_QUERIES, self._cursor)
+        for i in queries:
             row = self._found.patterns.row(self._layer, self._head, i)
-            line = Text.assemble((fit(names[i], width) + " ", "bold" if i == self._cursor else ""))
+            line = Text.assemble((fit(names[i], width) + " ", "bold" if i == self._position else ""))
             for j in (0, *(j for j in columns if j)):
                 space = 3 if j == 0 else 2
                 if j > i:
@@ -55,6 +73,8 @@ class Pattern:
                     line.append(level(row[j]) * space if row[j] >= 0.01 else "·" * space)
                     line.append(" ")
             yield line
+        if cut := columns_cut(T, keys=columns, queries=queries):
+            yield Flow([cut])
 
 
 def ruler(positions: Sequence[int]) -> str:
@@ -74,10 +94,12 @@ def draw(
     *,
     head: tuple[int, int] | None,
     colour: bool,
+    cursor: int | None = None,
     most_rows: int = 40,
     every: int | None = None,
+    light: bool = False,
 ) -> RenderableType:
-    """All heads from one position, or one head with its sources as bars."""
+    """All heads from one position, or one head with its sources as bars. cursor: what its pattern is shown around."""
     found = scan.attention
     assert found is not None
     check = f"attention ✓ {found.error:.0e}"
@@ -90,8 +112,8 @@ def draw(
             ("where the heads look ", "bold"), (f"from {label(scan, scan.ids[position])}, position {position}", "dim")
         )
         rest = f"{SINK} more than half on position 0, where heads rest"
-        notes = Flow([scale, rest, "others: the best besides it"])
         heads, rows = [f"H{h}" for h in range(scan.n_head)], layers_shown(scan.n_layer, most_rows, every)
+        notes = Flow([scale, rest, "others: the best besides it", rows_cut(rows, scan.n_layer, "layers")])
         view = Blocks(heads, rows, lambda i, h: _best(scan, found, position, i, h, colour=colour), width=12)
         return Group(title, view, notes, footer(scan, check))
     layer, h = head
@@ -105,12 +127,13 @@ def draw(
     for j in sorted(range(position + 1), key=lambda j: -row[j])[:8]:
         name = fit(f"{label(scan, scan.ids[j])}@{j}", 16)
         line = Text(f"  {name} {probability(row[j])} ")
-        line.append(bar(row[j], 30), theme.LABEL if colour else "")
+        line.append(bar(row[j], 30), theme.ink("label", colour=colour, light=light))
         lines.append(line)
-    without = 1 - row[0]
+    without = sum(row) - row[0]  # after a look that was set to 0 a row sums to less than 1
     said = f"without position 0: {probability(without)} of its attention is left"
     return Group(title, *lines, Text("  " + said, "dim"), Text(),
-                 Pattern(scan, found, layer, h, position, colour=colour), scale, footer(scan, check))  # fmt: skip
+                 Pattern(scan, found, layer, h, position, cursor=position if cursor is None else cursor, colour=colour),
+                 scale, footer(scan, check))  # fmt: skip
 
 
 ROLES = {"previous": "P", "duplicate": "D", "induction": "I", "sink": SINK}
@@ -134,7 +157,7 @@ def called(scan: Scan, layer: int, head: int) -> str:
     return f"{role} {probability(share).removeprefix('0')}" if share >= LEAST else ""
 
 
-def draw_roles(scan: Scan, found: Roles, *, colour: bool) -> RenderableType:
+def draw_roles(scan: Scan, found: Roles, *, colour: bool, every: int | None = None) -> RenderableType:
     """Every head's strongest role and its score."""
     title = Text.assemble(("what the heads do ", "bold"), (f"on {found.n_tokens} random tokens, said twice", "dim"))
 
@@ -143,9 +166,9 @@ def draw_roles(scan: Scan, found: Roles, *, colour: bool) -> RenderableType:
         style = "dim" if p < LEAST else shaded(p) if colour else "bold"
         return Text(f" {ROLES[role]} {probability(p).removeprefix('0'):<3}", style)
 
-    heads = [f"H{h}" for h in range(scan.n_head)]
+    heads, rows = [f"H{h}" for h in range(scan.n_head)], layers_shown(scan.n_layer, scan.n_layer, every)
     notes = [
         "P looks at the previous token", "D at the same token's first time", "I induction: at what followed it then",
-        f"{SINK} at position 0", "mean share of attention",
+        f"{SINK} at position 0", "mean share of attention", rows_cut(rows, scan.n_layer, "layers"),
     ]  # fmt: skip
-    return Group(title, Blocks(heads, range(scan.n_layer), cell, width=6), Flow(notes), footer(scan))
+    return Group(title, Blocks(heads, rows, cell, width=6), Flow(notes), footer(scan))

@@ -15,7 +15,7 @@ BAR = 14
 MOST_HEADS = 10
 
 
-def draw(scan: Scan, position: int, *, alone: bool, colour: bool) -> RenderableType:
+def draw(scan: Scan, position: int, *, alone: bool, colour: bool, light: bool = False) -> RenderableType:
     """One position's. alone: the logit itself, not its lead over the best other token."""
     if not scan.books:
         return Group(Text(f"there is no ledger of this model: {scan.check.no_ledger}"), footer(scan))
@@ -26,14 +26,16 @@ def draw(scan: Scan, position: int, *, alone: bool, colour: bool) -> RenderableT
     most = max((abs(x) for _, x in parts), default=0.0) or 1.0
     table = Columns(("", "right"), ("", "right"), ("", "left"), header=False)
     for name, x in parts:
-        table.add_row(name.replace(" attn", " attention"), signed(x), two_sided(x, most, BAR, colour=colour))
+        table.add_row(
+            name.replace(" attn", " attention"), signed(x), two_sided(x, most, BAR, colour=colour, light=light)
+        )
     total, logit = book.total.number(position), book.logit.number(position)
     table.add_row(Text("sum", "bold"), Text(f"{total:+.4f}", "bold"), "")
     what = "model" if book.capped is None else "model, before its cap"
     table.add_row(what, f"{logit:+.4f}", Text(f"error {total - logit:+.0e}" if total != logit else "error 0", "dim"))
     if book.capped is not None:
         table.add_row("after the cap", f"{book.capped.number(position):+.4f}", "")
-    heads = _heads(scan, book, position, colour=colour)
+    heads = _heads(scan, book, position, colour=colour, light=light)
     return Group(_title(scan, position, book, colour=colour), table, *heads, footer(scan))
 
 
@@ -49,7 +51,7 @@ def _title(scan: Scan, position: int, book: Book, *, colour: bool) -> Text:
     return text
 
 
-def _heads(scan: Scan, book: Book, position: int, *, colour: bool) -> list[RenderableType]:
+def _heads(scan: Scan, book: Book, position: int, *, colour: bool, light: bool) -> list[RenderableType]:
     """The heads that put in most, and from where."""
     if book.heads is None or book.source_parts is None or book.source_positions is None:
         return []
@@ -68,7 +70,7 @@ def _heads(scan: Scan, book: Book, position: int, *, colour: bool) -> list[Rende
         sources.append(f"others {signed(rest)}" if sources else "set, and taken from no token", "dim")
         if role := called(scan, i, h):
             sources.append(f"  {role}", "dim")
-        table.add_row(f"L{i}H{h}", signed(x), two_sided(x, most, BAR // 2, colour=colour), sources)
+        table.add_row(f"L{i}H{h}", signed(x), two_sided(x, most, BAR // 2, colour=colour, light=light), sources)
     head = Text.assemble(("heads ", "bold"))
     head.append(
         f"the {min(MOST_HEADS, len(found))} largest of {len(found)}, what each took from where, and its role", "dim"

@@ -8,7 +8,22 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.text import Text
 
 from gptcli.records_xray import Scan
-from gptcli.render.cell import Columns, Legend, bar, fit, label, layers_shown, level, shaded, signed, window
+from gptcli.render.bars import bar
+from gptcli.render.cell import (
+    Columns,
+    Flow,
+    Legend,
+    columns_cut,
+    compact,
+    fit,
+    label,
+    layers_shown,
+    level,
+    rows_cut,
+    shaded,
+    signed,
+    window,
+)
 from gptcli.render.check import footer
 
 
@@ -31,6 +46,9 @@ class Map:
                 line.append(" ")
             yield line
         yield Text("      " + "".join(fit(label(scan, scan.ids[j]), 7) + " " for j in shown), "bold")
+        cut = rows_cut(self._rows, len(scan.cells.rows)), columns_cut(scan.n_positions, positions=shown)
+        if any(cut):
+            yield Flow(cut, indent=6)
 
     def _cell(self, x: float, j: int) -> Text:
         share = (math.log(max(1e-9, x)) - self._low) / ((self._high - self._low) or 1.0)
@@ -40,13 +58,6 @@ class Map:
         if not self._colour:
             return Text(fit(compact(x), 6) + level(share))
         return Text(fit(" " + compact(x), 7), shaded(share))
-
-
-def compact(x: float) -> str:
-    """Three digits that mean something: 0.42, 3.14, 35.2, 704, 25k."""
-    if x >= 9_950:
-        return f"{x / 1000:.0f}k"
-    return f"{x:.0f}" if x >= 99.5 else f"{x:.1f}" if x >= 9.95 else f"{x:.2f}"
 
 
 def draw(
@@ -71,8 +82,8 @@ def draw(
         a, m = shares[i]
         table.add_row(
             f"L{i}", compact(n.states.number(i, position)),
-            f"{a:.2f}", Text(bar(a / most, 8)), signed(n.attn_cos.number(i, position)),
-            f"{m:.2f}", Text(bar(m / most, 8)), signed(n.mlp_cos.number(i, position)),
+            compact(a), Text(bar(a / most, 8)), signed(n.attn_cos.number(i, position)),
+            compact(m), Text(bar(m / most, 8)), signed(n.mlp_cos.number(i, position)),
         )  # fmt: skip
     notes = [
         ("|x|", "|x|: length of the vector that enters"),

@@ -9,10 +9,10 @@ import re
 from typing import Any, TypeVar
 
 # C0 but newline and tab, DEL, C1; line and paragraph separators; soft hyphen, zero-width and bidi controls, BOM, tags;
-# lone surrogates (which is how undecodable bytes of a file name arrive).
+# lone surrogates (which is how undecodable bytes of a file name arrive); U+FFFE and U+FFFF, which XML does not allow.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\xad\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e"
-    "\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
+    "\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\ufffe\uffff\U000e0000-\U000e007f\ud800-\udfff]"
 )
 
 

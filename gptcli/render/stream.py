@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gptcli.records import Prompt, Step
 from gptcli.render import theme
 from gptcli.render.output import Output
 from gptcli.render.safe import safe
+from gptcli.text_stream import TextStream
+
+if TYPE_CHECKING:
+    from rich.style import Style
 
 Look = Literal["plain", "article", "prob"]
 
@@ -51,36 +55,31 @@ class TextView:
         if self._look == "plain":
             return safe(text) if self._output.is_terminal else text
         style = self._prompt if p is None else theme.shade(p) if self._look == "prob" else self._answer
-        # line by line: a terminal fills the rest of a line with the background that is on when the line ends
-        return "\n".join(theme.painted(line, style) if line else "" for line in safe(text).split("\n"))
+        return _painted(text, style)
 
 
 def tinted(given: bytes, parts: Sequence[tuple[bytes, float]]) -> str:
     """A whole text, each token on the colour of its probability. parts: bytes and probability; half characters join."""
-    done, waiting = [safe(given.decode(errors="replace"))], b""
-    for raw, p in parts:
-        waiting += raw
-        try:
-            text, waiting = waiting.decode(), b""
-        except UnicodeDecodeError:
-            if len(waiting) < 4:
-                continue
-            text, waiting = waiting.decode(errors="replace"), b""
-        for i, line in enumerate(safe(text).split("\n")):
-            done.append("\n" * bool(i) + (theme.painted(line, theme.shade(p)) if line else ""))
-    return "".join(done) + safe(waiting.decode(errors="replace"))
+    stream, done = TextStream(), list[str]()
+    chunks = [*stream.feed(0, given)]
+    for i, (raw, _) in enumerate(parts, 1):
+        chunks += stream.feed(i, raw)
+    for chunk in [*chunks, *stream.finish()]:
+        style = theme.shade(parts[chunk.index - 1][1]) if chunk.index else None
+        done.append(_painted(chunk.text, style))
+    return "".join(done)
+
+
+def _painted(text: str, style: Style | None) -> str:
+    """Line by line: a terminal fills the rest of a line with the background that is on when the line ends."""
+    lines = safe(text).split("\n")
+    return "\n".join(theme.painted(line, style) if line and style else line for line in lines)
 
 
 def legend() -> str:
     """The scale of --color prob, for standard error."""
     cells = (theme.painted("  ", f"on {colour}") for colour in theme.SCALE)
     return f"probability 0 {''.join(cells)} 1\n"
-
-
-def rate(n: int, seconds: float) -> str:
-    """Tokens per second, with as many digits as mean something."""
-    speed = n / seconds if seconds > 0 else 0.0
-    return f"{speed:.0f}" if speed >= 99.5 else f"{speed:.3g}"
 
 
 def seeds(seed: int, n_samples: int) -> str:

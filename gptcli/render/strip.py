@@ -1,6 +1,7 @@
 """generate --xray: each token as it is written, and beside it one cell for each layer: how sure that layer already was.
 
-Left is the embedding, right the last layer. Pink is where the token is the best of all.
+Left is the embedding, right the last layer. Pink is where the token is the best of all; without colours, dots are
+where it is not.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from rich.cells import cell_len
 from gptcli.records import Prompt, Step
 from gptcli.records_xray import Strip
 from gptcli.render import theme
-from gptcli.render.cell import fit, level, probability
+from gptcli.render.cell import dotted, fit, level, probability
 from gptcli.render.output import Output
 from gptcli.render.safe import one_line, safe
 from gptcli.tokens import show
@@ -25,8 +26,9 @@ NAME = 14
 class StripView:
     """Writes a line for each token as soon as it is there, and the whole text when it ends."""
 
-    def __init__(self, output: Output, *, n_layer: int, colour: bool, width: int) -> None:
+    def __init__(self, output: Output, *, n_layer: int, colour: bool, width: int, light: bool = False) -> None:
         self._output, self._n_layer, self._colour, self._width = output, n_layer, colour, width
+        self._best = theme.ink("answer", colour=colour, light=light)
         self._prompt, self._answer, self._error = "", list[str](), 0.0
 
     def begin(self, prompt: Prompt) -> None:
@@ -45,10 +47,7 @@ class StripView:
         self._answer.append(step.text)
         self._error = max(self._error, strip.error)
         shown = fit(" " + one_line(show(step.raw) if step.raw else name), NAME)
-        cells = "".join(
-            self._ink(level(math.exp(logprob)), theme.ANSWER if stands else "#7b8794")
-            for logprob, stands in self._cells(strip)
-        )
+        cells = "".join(self._cell(math.exp(logprob), stands) for logprob, stands in self._cells(strip))
         padding = " " * max(0, len(f"emb to L{self._n_layer - 1}") - len(self._cells(strip)))
         room = self._width - NAME - 1 - len(self._cells(strip)) - len(padding) - 16
         named = ""
@@ -68,9 +67,11 @@ class StripView:
         answer = safe("".join(self._answer))
         for line in answer.split("\n"):
             self._line(self._ink(line, f"{theme.INK} on {theme.ANSWER}"))
-        best = "; pink: the best of all tokens" if self._colour else ""
+        scale = ["▁ to █: p from 0 to 1; pink: the best of all tokens"]
+        if not self._colour:
+            scale = ["▁ to █: p from 0 to 1, where it is the best of all", "⣀ to ⣿: the same where another is likelier"]
         for said in (
-            f"▁ to █: p from 0 to 1{best}",
+            *scale,
             "decided: the layer from which on it is the best",
             "#N: drawn, though N − 1 tokens were likelier",
         ):
@@ -83,6 +84,11 @@ class StripView:
                 line = ""
             line += (" │ " if line else "") + part
         self._line(self._ink(line, "dim"))
+
+    def _cell(self, p: float, stands: bool) -> str:
+        if not self._colour:
+            return level(p) if stands else dotted(p)
+        return self._ink(level(p), self._best if stands else theme.NEUTRAL)
 
     def _cells(self, strip: Strip) -> list[tuple[float, bool]]:
         """Log-probability and whether it stands, for as many rows as are shown: the last of each group."""

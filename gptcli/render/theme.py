@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,11 +16,24 @@ ANSWER = "#f5c3d3"
 LABEL = "#8d95d7"
 UNKNOWN = "#fde7ef"  # what comes next is not known yet
 INK = "#2b2b2b"
+PLUS, MINUS = "#e69f00", "#56b4e9"  # Okabe and Ito's orange and sky blue: told apart with any colour vision
+NEUTRAL = "#778390"  # can be read on dark and on light
+INKS = {  # to write and draw with on the terminal's own ground: on a dark one, on a light one
+    "answer": (ANSWER, "#b02a63"),
+    "label": (LABEL, "#5058b8"),
+    "plus": (PLUS, "#b35900"),
+    "minus": (MINUS, "#0072b2"),
+}
 
 # cividis (Nunez, Anderton, Renslow 2018), ten steps: readable with any colour vision, and in grey
 SCALE = (
     "#00204d", "#00336f", "#39486b", "#575c6d", "#707173", "#8a8779", "#a69d75", "#c4b56c", "#e4cf5b", "#ffea46",
 )  # fmt: skip
+
+
+def ink(name: Literal["answer", "label", "plus", "minus"], *, colour: bool, light: bool) -> str:
+    """The colour of that name for a light or a dark ground; without colours the style that changes nothing."""
+    return INKS[name][light] if colour else ""
 
 
 def wants_colour(choice: str, *, terminal: bool) -> bool:
@@ -109,7 +122,7 @@ def exported(renderable: object, *, form: str, width: int) -> str:
             "font-family:Menlo,'DejaVu Sans Mono',consolas,'Courier New',monospace", f"font-family:{fonts}"
         )
     svg = view.export_svg(title="gptcli xray", theme=dark, font_aspect_ratio=0.61)
-    start, stop = svg.index("@font-face"), svg.rindex("@font-face")
+    start, stop = svg.index("@font-face"), svg.rindex("@font-face", 0, svg.index("</style>"))
     stop = svg.index("}", stop) + 1
     svg = svg[:start] + svg[stop:].replace("Fira Code", fonts)
     svg = re.sub(r"<!--.*?-->", "", svg, count=1)

@@ -83,11 +83,11 @@ def picture(found: Picture, *, colour: bool) -> RenderableType:
         case Grid():
             from gptcli.render.grid import draw as draw_grid
 
-            return draw_grid(found.scan, colour=colour)
+            return draw_grid(found.scan, colour=colour, light=theme.light_background())
         case Track():
             from gptcli.render.track import draw as draw_track
 
-            return draw_track(found.scan, found.position, colour=colour)
+            return draw_track(found.scan, found.position, colour=colour, light=theme.light_background())
         case Change():
             return draw_moved(found.found)
 
@@ -215,9 +215,10 @@ class _Masks:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         kinds, n = self._found.kinds, self._found.n_tokens
+        kept = len(kinds[0][2])
         room = min(24, (options.max_width - 3 * (len(kinds) - 1)) // len(kinds))
-        step = max(1, -(-n // room))
-        side = -(-n // step)
+        step = max(1, -(-kept // room))
+        side = -(-kept // step)
         pictures = [_halves(mask, step) for _, _, mask in kinds]
         heads = [
             ("dense: all before" if window is None else f"banded: the last {window:,}", layers)
@@ -231,7 +232,8 @@ class _Masks:
             for (window, _, _), row in zip(kinds, rows, strict=True):
                 line.append(row.ljust(wide + 3), theme.LABEL if window else "#6aa84f")
             yield line
-        each = "one cell: one key" if step == 1 else f"one cell: {step} keys"
+        step *= self._found.step
+        each = "one cell: one key" if step == 1 else f"one cell: {step:,} keys"
         yield Text(f"{each}, two queries above each other; {n:,} tokens", "dim")
 
 

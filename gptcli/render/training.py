@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any, Protocol
 
 from gptcli.records import Lesson, Progress
 
 REFRESH = 0.25  # seconds between two pictures, at least
+MARK = "◆"  # where the validation texts were scored
 LESSON_SECONDS = 4.0  # a lesson stays long enough to be read
 
 
@@ -105,20 +107,20 @@ def draw(
     head.add_row(Text(f"step {p.step}/{p.n_steps}", "bold"), bar, left)
     facts = _Facts(
         ("loss", f"{p.loss:.3f}"),
-        ("validation", f"{validations[-1][1]:.3f}" if validations else "–"),
-        ("tokens", count(p.n_tokens)),
+        (f"{MARK} validation", f"{validations[-1][1]:.3f}" if validations else "–"),
         ("tokens/s", f"{p.tokens_per_s:,.0f}"),
         ("learning rate", f"{p.learning_rate:.2e}"),
         ("gradient", f"{p.grad_norm:.2f}"),
+        ("tokens", count(p.n_tokens)),
     )
-    parts: list[Any] = [head, facts, _Curve(losses)]
+    parts: list[Any] = [head, facts, _Curve(losses, validations)]
     if lesson is not None:
         parts += [Text(), *_lesson(lesson, tokenizer)]
     return Group(*parts)
 
 
 class _Facts:
-    """Names and values in one line, as many as fit whole."""
+    """Names and values side by side, each whole, in as many lines as they take."""
 
     def __init__(self, *facts: tuple[str, str]) -> None:
         self._facts = facts
@@ -128,18 +130,18 @@ class _Facts:
 
         line = Text(no_wrap=True)
         for name, value in self._facts:
-            if line.cell_len + len(name) + 1 + len(value) > options.max_width:
-                break
+            if line.cell_len and line.cell_len + len(name) + 1 + len(value) > options.max_width:
+                yield line
+                line = Text(no_wrap=True)
             line.append(f"{name} ", "dim").append(f"{value}   ")
-        line.rstrip()
         yield line
 
 
 class _Curve:
-    """The loss so far, as wide as there is room."""
+    """The loss so far, as wide as there is room, and a mark where the validation texts were scored."""
 
-    def __init__(self, points: Sequence[tuple[float, float]]) -> None:
-        self._points = points
+    def __init__(self, losses: Sequence[tuple[float, float]], validations: Sequence[tuple[float, float]]) -> None:
+        self._points, self._marks = losses, validations
 
     def __rich_console__(self, console: Any, options: Any) -> Any:
         from rich.text import Text
@@ -149,12 +151,23 @@ class _Curve:
 
         if len(self._points) < 2:
             return
-        height = 5 if console.height >= 20 else 3
-        low, high = extent([y for _, y in self._points])
-        lines = braille(self._points, max(8, options.max_width - 7), height)
-        for i, text in enumerate(lines):
+        height, width, light = 5 if console.height >= 20 else 3, max(8, options.max_width - 7), theme.light_background()
+        low, high = between = extent([y for _, y in (*self._points, *self._marks)])
+        left, right = self._points[0][0], self._points[-1][0]
+        lines = [list(line) for line in braille(self._points, width, height, between)]
+        for x, y in self._marks:
+            row, column = (
+                round((high - y) / (high - low) * (height - 1)),
+                round((x - left) / (right - left) * (width - 1)),
+            )
+            lines[row][min(max(0, column), width - 1)] = MARK
+        inks = {mark: theme.ink("answer" if mark else "label", colour=True, light=light) for mark in (True, False)}
+        for i, cells in enumerate(lines):
             label = f"{high:6.2f}" if i == 0 else f"{low:6.2f}" if i == height - 1 else " " * 6
-            yield Text.assemble((label, "dim"), " ", (text, theme.LABEL), no_wrap=True)
+            line = Text.assemble((label, "dim"), " ", no_wrap=True)
+            for mark, run in groupby(cells, lambda cell: cell == MARK):
+                line.append("".join(run), inks[mark])
+            yield line
 
 
 class _Shown:

@@ -10,7 +10,7 @@ from rich.text import Text
 from gptcli.records_xray import Scan
 from gptcli.render import theme
 from gptcli.render.cell import Columns, Flow, fit, label, probability, signed
-from gptcli.render.check import footer
+from gptcli.render.check import changed, footer, weights
 from gptcli.render.safe import one_line
 
 
@@ -49,8 +49,8 @@ def draw(a: Scan, b: Scan, names: tuple[str, str], *, colour: bool) -> Renderabl
 
 
 def _said(scan: Scan) -> str:
-    edits = f", changed: {one_line(', '.join(scan.edits))}" if scan.edits else ""
-    return f"{one_line(scan.model)}, {scan.check.dtype}, {scan.n_prompt} + {scan.n_answer} tokens{edits}"
+    parts = [one_line(scan.model), scan.check.dtype, *weights(scan.adapter, scan.rounding)]
+    return ", ".join([*parts, f"{scan.n_prompt} + {scan.n_answer} tokens", *changed(scan)])
 
 
 def _answer(scan: Scan, i: int) -> tuple[int, float, str]:

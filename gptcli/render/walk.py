@@ -15,7 +15,7 @@ BAR = 10
 MOST_WORDS = 8
 
 
-def draw(scan: Scan, walk: Walk, *, colour: bool) -> RenderableType:
+def draw(scan: Scan, walk: Walk, *, colour: bool, light: bool = False) -> RenderableType:
     """The tree, the words, their sum beside the model's own number, and the self-check."""
     most = max((abs(stop.value) for stop in walk.stops), default=0.0) or 1.0
     tree = Columns(("", "left"), ("", "right"), ("", "left"), header=False, spare=(2,))
@@ -24,7 +24,9 @@ def draw(scan: Scan, walk: Walk, *, colour: bool) -> RenderableType:
         name = Text.assemble((branch, "dim"))
         name.append_text(_name(scan, stop, colour=colour))
         style = "dim" if stop.name == "others" else ""
-        tree.add_row(name, Text(signed(stop.value), style), two_sided(stop.value, most, BAR, colour=colour))
+        tree.add_row(
+            name, Text(signed(stop.value), style), two_sided(stop.value, most, BAR, colour=colour, light=light)
+        )
     notes = [
         "a head: from whose state it took; an mlp: it read its own token's",
         "a line is what came by way of the lines it hangs from; those below it are its sum",
@@ -34,7 +36,7 @@ def draw(scan: Scan, walk: Walk, *, colour: bool) -> RenderableType:
         notes.append("previous, duplicate, induction: a head's role, its share of attention (--roles)")
     check = f"walk ✓ {walk.error:.0e}"
     return Group(
-        _title(scan, walk, colour=colour), tree, Text(), *_words(scan, walk, colour=colour), Flow(notes),
+        _title(scan, walk, colour=colour), tree, Text(), *_words(scan, walk, colour=colour, light=light), Flow(notes),
         footer(scan, check),
     )  # fmt: skip
 
@@ -89,7 +91,7 @@ def _role(scan: Scan, stop: Stop) -> str:
     return called(scan, int(layer), int(head))
 
 
-def _words(scan: Scan, walk: Walk, *, colour: bool) -> list[RenderableType]:
+def _words(scan: Scan, walk: Walk, *, colour: bool, light: bool) -> list[RenderableType]:
     """What each word gives through all ways, the largest first, and everything up to the model's own number."""
     values = list(walk.words[: walk.position + 1])
     order = sorted(range(len(values)), key=lambda j: -abs(values[j]))
@@ -108,7 +110,7 @@ def _words(scan: Scan, walk: Walk, *, colour: bool) -> list[RenderableType]:
     table = Columns(("", "left"), ("", "right"), ("", "left"), header=False, spare=(2,))
     for name, x, style in rows:
         table.add_row(Text(name, style) if isinstance(name, str) else name, Text(signed(x), style),
-                      two_sided(x, most, BAR, colour=colour))  # fmt: skip
+                      two_sided(x, most, BAR, colour=colour, light=light))  # fmt: skip
     total = sum(walk.words) + sum(walk.places) + walk.constant + walk.rounding
     error = Text(f"error {total - walk.score:+.0e}" if total != walk.score else "error 0", "dim")
     table.add_row(Text("sum", "bold"), Text(f"{total:+.4f}", "bold"), "")

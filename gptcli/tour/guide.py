@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from gptcli.checkpoint import Checkpoint
 from gptcli.compare import difference
@@ -54,7 +55,8 @@ OBEY = "a robot must obey the orders given it"
 LEARNING = 3e-4  # of one step, as gptcli examples --learn has it
 EXAMPLES = tuple(f"{name} has a green kite.\n" for name in ("Tom", "Lily", "Ben", "Mia"))
 CASE, ASKED = "Anna has", " a green kite."
-N_WRITTEN, N_ROWS, N_FED_BACK, N_STEPS, N_MASK = 40, 10, 3, 20, 24
+N_WRITTEN, N_ROWS, N_FED_BACK, N_STEPS = 40, 10, 3, 20
+N_MASK, N_DRAWN = 24, 48  # tokens of a mask without a band; most rows of one that are kept to be drawn
 GREEDY = Sampling(temperature=0)
 
 Made = tuple[Mapping[str, str], Picture, str]  # facts, picture, command
@@ -217,18 +219,19 @@ class Guide:
         narrow = [window for window in layers if window is not None]
         # as many tokens as show the narrowest band end, or a few if there is none
         n = min(self.config.n_ctx, 2 * min(narrow) if narrow else N_MASK)
+        step = -(-n // N_DRAWN)  # a window may be of thousands: its whole mask would take gigabytes
         kinds = []
         for window, where in layers.items():
-            mask = visible(n, n, window, torch.device("cpu"))
-            seen = torch.ones(n, n, dtype=torch.bool).tril() if mask is None else mask
-            kinds.append((window, tuple(where), tuple(map(tuple, seen.tolist()))))
+            rows = (_seen(i, n, window)[::step].tolist() for i in range(0, n, step))
+            kinds.append((window, tuple(where), tuple(map(tuple, rows))))
         n_banded = sum(len(where) for window, where in layers.items() if window is not None)
         facts = {
             "n_dense": number(self.config.n_layer - n_banded),
             "n_banded": number(n_banded),
             "window": f" ({', '.join(map(number, narrow))})" if narrow else "",
         }
-        return facts, Masks(n_tokens=n, kinds=tuple(kinds)), "gptcli tour --page masks" + self._option
+        picture = Masks(n_tokens=n, step=step, kinds=tuple(kinds))
+        return facts, picture, "gptcli tour --page masks" + self._option
 
     def xray(self) -> Made:
         found = self._scan(N_FED_BACK)
@@ -236,7 +239,7 @@ class Guide:
 
     def priming(self) -> Made:
         tokenizer = self.checkpoint.tokenizer
-        n_asked = len(tokenizer.encode(ASKED, bos=False))
+        n_asked = len(self._continued(CASE, ASKED)[1])
         asked = ["".join(EXAMPLES[:n]) + CASE for n in range(len(EXAMPLES) + 1)]
         prompts = tuple(text for text in asked if len(tokenizer.encode(text)) + n_asked <= self.config.n_ctx)
         counts = tuple(range(len(prompts)))
@@ -255,11 +258,17 @@ class Guide:
         escaped = prompts[-1].replace("\n", "\\n")
         return facts, picture, f'gptcli -e "{escaped}" -t 0 -n {n_asked}{self._option}'
 
+    def _continued(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+        """The tokens of a prompt, and those of the answer behind it, which by itself might begin with others."""
+        tokenizer = self.checkpoint.tokenizer
+        given, ids = tokenizer.encode(prompt), tokenizer.encode(prompt + answer)
+        n = next((i for i, (a, b) in enumerate(zip(given, ids, strict=False)) if a != b), len(given))
+        return ids[:n], ids[n:]
+
     @torch.inference_mode()
     def _chance(self, prompt: str, answer: str) -> float:
         """Probability of an answer behind a prompt, all its tokens together."""
-        tokenizer = self.checkpoint.tokenizer
-        given, wanted = tokenizer.encode(prompt), tokenizer.encode(answer, bos=False)
+        given, wanted = self._continued(prompt, answer)
         ids = torch.tensor([given + wanted], device=self.checkpoint.device)
         rows = self.checkpoint.decoder(ids)[0, len(given) - 1 : -1].float().log_softmax(-1)
         return float(rows.gather(1, torch.tensor(wanted, device=rows.device)[:, None]).sum().exp())
@@ -295,6 +304,13 @@ PAGES: dict[str, Callable[[Guide], Made]] = {
     "priming": Guide.priming,
     "finetuning": Guide.finetuning,
 }
+
+
+def _seen(i: int, n: int, window: int | None) -> Tensor:
+    """Which of n tokens the model lets token i see: [n], bool."""
+    row, mask = torch.zeros(n, dtype=torch.bool), visible(1, i + 1, window, torch.device("cpu"))
+    row[: i + 1] = True if mask is None else mask[0]
+    return row
 
 
 def number(n: int) -> str:

@@ -71,6 +71,7 @@ class Masks:
     """Which positions a query sees, as the model's own mask says: rows are queries, columns keys."""
 
     n_tokens: int
+    step: int  # every so many queries and keys are kept
     kinds: tuple[tuple[int | None, tuple[int, ...], tuple[tuple[bool, ...], ...]], ...]  # window, layers, mask
 
 
