@@ -16,7 +16,7 @@ class Machine:
 
     threads: int
     read_bytes_per_s: float  # a large array summed
-    float32_flops: float  # 2048 x 2048 x 2048
+    float32_flops: float  # 2048 x 2048 x 2048, or where the dtype is emulated 256 x 256 x 256
     bfloat16_flops: float
 
     def __str__(self) -> str:
@@ -37,15 +37,18 @@ def heading() -> str:
 
 @cache
 def measure() -> Machine:
-    """Takes some seconds; more where bfloat16 is not native."""
+    """Takes some seconds."""
     import torch
+
+    from gptcli.linear import emulated
 
     large = torch.ones(1 << 27)  # 512 MB
     seconds = best(lambda: large.sum())
     flops = []
     for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(2048, 2048, dtype=dtype)
-        flops.append(2 * 2048**3 / best(lambda a=a: a @ a))  # type: ignore[misc]
+        n = 256 if emulated(dtype, "cpu") else 2048  # without instructions for it one large product takes minutes
+        a = torch.ones(n, n, dtype=dtype)
+        flops.append(2 * n**3 / best(lambda a=a: a @ a))  # type: ignore[misc]
     return Machine(
         threads=torch.get_num_threads(),
         read_bytes_per_s=large.nbytes / seconds,
