@@ -12,36 +12,49 @@ from gptcli.render import theme
 Point = tuple[float, float]
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # braille, row by row from the top
 VALIDATION = "#4149b2"  # the article's violet, dark enough for a line
+LINE, MARK = "⠤", "◆"  # how a terminal shows losses and validations
+APART = 3  # cells from one mark to the next, at least: between them the line is seen
 
 
-def braille(points: Sequence[Point], width: int, height: int, between: tuple[float, float] | None = None) -> list[str]:
-    """The points as `height` lines of `width` braille cells, from the lowest y to the highest, or `between` these."""
-    cells = [[0] * width for _ in range(height)]
-    points = [(x, y) for x, y in points if math.isfinite(y)]
-    if not points:
-        return ["".join(" " for _ in row) for row in cells]
-    left, right = points[0][0], max(points[-1][0], points[0][0] + 1e-9)
-    low, high = between or extent([y for _, y in points])
-    columns = 2 * width
-    sums: list[list[float]] = [[] for _ in range(columns)]
+def braille(points: Sequence[Point], width: int, height: int, marked: Sequence[Point] = ()) -> list[str]:
+    """The points as a line of dots, and a MARK for each that is `marked`: `height` lines of `width` cells, all used."""
+    dots = [[0] * width for _ in range(height)]
+    points, marked = ([(x, y) for x, y in some if math.isfinite(y)] for some in (points, marked))
+    if not (every := [*points, *marked]):
+        return [" " * width] * height
+    left, right = min(x for x, _ in every), max(x for x, _ in every)
+    low, high = extent([y for _, y in every])
+
+    def column(x: float) -> int:
+        return int((x - left) / max(right - left, 1e-9) * (2 * width - 1))
+
+    def row(y: float) -> int:
+        return round((high - y) / (high - low) * (4 * height - 1))
+
+    sums: list[list[float]] = [[] for _ in range(2 * width)]
     for x, y in points:
-        sums[min(columns - 1, int((x - left) / (right - left) * (columns - 1)))].append(y)
+        sums[column(x)].append(y)
     known = [(i, sum(ys) / len(ys)) for i, ys in enumerate(sums) if ys]
     before: int | None = None
     for i, y in _joined(known):
-        row = min(4 * height - 1, max(0, round((high - y) / (high - low) * (4 * height - 1))))
-        start, stop = sorted((row, row if before is None else before))
+        here = row(y)
+        start, stop = sorted((here, here if before is None else before))
         for dot in range(start + (stop > start and before == start), stop + 1 - (stop > start and before == stop)):
-            cells[dot // 4][i // 2] |= DOTS[dot % 4][i % 2]
-        before = row
-    return ["".join(chr(0x2800 + cell) if cell else " " for cell in row) for row in cells]
+            dots[dot // 4][i // 2] |= DOTS[dot % 4][i % 2]
+        before = here
+    cells = [[chr(0x2800 + dot) if dot else " " for dot in line] for line in dots]
+    end = width
+    for x, y in reversed(marked):  # so that the newest is shown
+        if (i := column(x) // 2) < end:
+            cells[row(y) // 4][i], end = MARK, i + 1 - APART
+    return ["".join(line) for line in cells]
 
 
 def _joined(known: Sequence[tuple[int, float]]) -> Iterator[tuple[int, float]]:
     """Columns and heights, with a straight line over the columns that nothing is known of."""
     for (i, y), (j, z) in pairwise(known):
         yield from ((k, y + (z - y) * (k - i) / (j - i)) for k in range(i, j))
-    yield known[-1]
+    yield from known[-1:]
 
 
 def extent(ys: Sequence[float]) -> tuple[float, float]:
@@ -121,5 +134,5 @@ def count(n: float) -> str:
 
 if __name__ == "__main__":
     demo = [(i * 8192.0, 2 + 6 * math.exp(-i / 60) + 0.1 * math.sin(i * 7)) for i in range(400)]
-    print("\n".join(braille(demo, 70, 8)))
+    print("\n".join(braille(demo, 70, 8, [(x, y + 0.5) for x, y in demo[::40]])))
     print(theme.ANSWER, len(svg(demo, demo[::40], title="demo")))

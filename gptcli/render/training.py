@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from gptcli.records import Lesson, Progress
 
 REFRESH = 0.25  # seconds between two pictures, at least
 MARK = "◆"  # where the validation texts were scored
+MARK_COLUMNS = 8  # from one to the next, at least
 LESSON_SECONDS = 4.0  # a lesson stays long enough to be read
 
 
@@ -155,7 +157,8 @@ class _Curve:
         low, high = between = extent([y for _, y in (*self._points, *self._marks)])
         left, right = self._points[0][0], self._points[-1][0]
         lines = [list(line) for line in braille(self._points, width, height, between)]
-        for x, y in self._marks:
+        apart = max(1, math.ceil(MARK_COLUMNS * len(self._marks) / width))
+        for x, y in self._marks[::-apart]:  # the last is always there, and the curve can be seen between them
             row, column = (
                 round((high - y) / (high - low) * (height - 1)),
                 round((x - left) / (right - left) * (width - 1)),
@@ -222,8 +225,6 @@ def chance(p: float) -> str:
 
 
 if __name__ == "__main__":
-    import math
-
     from rich.console import Console
 
     class Words:
