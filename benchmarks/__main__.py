@@ -7,6 +7,7 @@ import argparse
 import benchmarks
 from benchmarks import batch, decode, lookup, quality, scaling, start, train, xray
 from benchmarks.machine import heading
+from gptcli import look
 from gptcli.errors import GptcliError
 from gptcli.folder import shipped
 
@@ -19,16 +20,22 @@ def main() -> None:
         description=benchmarks.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", nargs="?", choices=("all", *NAMES), default="all")
-    parser.add_argument("model", nargs="?", default=str(shipped()), help="a checkpoint folder, or for train a size")
+    parser.add_argument("name", nargs="?", default="all", help=", ".join(("all", *NAMES)))
+    parser.add_argument("model", nargs="?", help="a checkpoint folder, or for train a size")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each, interleaved")
     parser.add_argument("--dtype", help="for scaling and batch: bfloat16 or float32")
     parser.add_argument("--text", help="for quality: what to score")
     arguments = parser.parse_args()
+    if arguments.name not in ("all", *NAMES):
+        if arguments.model:
+            parser.error(f"there is no benchmark {arguments.name!r}")
+        arguments.name, arguments.model = "all", arguments.name
     if arguments.name == "quality" and not arguments.text:
         parser.error("quality needs --text FILE")
-    print(heading(), flush=True)
     try:
+        if arguments.name != "train":
+            look(arguments.model or str(shipped()))  # a name that is wrong is said at once
+        print(heading(), flush=True)
         for name in NAMES if arguments.name == "all" else (arguments.name,):
             print(f"\n{name}", flush=True)
             _run(name, arguments)
@@ -37,7 +44,7 @@ def main() -> None:
 
 
 def _run(name: str, arguments: argparse.Namespace) -> None:
-    model, rounds = arguments.model, arguments.rounds
+    model, rounds = arguments.model or str(shipped()), arguments.rounds
     match name:
         case "start":
             start.run(model, rounds=rounds)
@@ -50,7 +57,7 @@ def _run(name: str, arguments: argparse.Namespace) -> None:
         case "xray":
             xray.run(model, rounds=rounds)
         case "train":  # of a size, where the others take a checkpoint
-            train.run(model if arguments.name == "train" and model != str(shipped()) else "mini", rounds=rounds)
+            train.run((arguments.name == "train" and arguments.model) or "mini", rounds=rounds)
         case "scaling":
             scaling.run(rounds=rounds, dtype=arguments.dtype or "bfloat16")
         case _ if arguments.text:

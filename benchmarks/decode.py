@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections import defaultdict
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 
 from rich.console import Console
@@ -32,11 +31,7 @@ COLUMNS = {  # figure -> heading, whether more is better
     "decode": (f"decode\ntokens/s\n({N_DECODE}, batch 1)", True),
     "prefill": (f"prefill\ntokens/s\n({N_PREFILL})", True),
 }
-PACKAGES = {
-    "transformers": "transformers",
-    "ctranslate2": "ctranslate2",
-    "llama.cpp": "llama_cpp_python",
-}
+MODULES = {"transformers": "transformers", "ctranslate2": "ctranslate2", "llama.cpp": "llama_cpp"}
 BITS = {
     "float32": 32.0,
     "bfloat16": 16.0,
@@ -95,8 +90,7 @@ def run(model: str, *, rounds: int) -> None:
                 for key, value in figures.items() if i else ():  # the first round only warms the disk's cache
                     found[peer][key].append(value)
     machine = measure()
-    names = ", ".join(f"{name} {version(package)}" for name, package in PACKAGES.items() if installed(name))
-    console.print(f"model: {layout.source.folder.resolve().name}, {layout.config.n_params():,} parameters; {names}")
+    console.print(f"model: {layout.source.folder.resolve().name}, {layout.config.n_params():,} parameters")
     console.print(table(found, layout.config, machine, rounds))
     console.print(beside_transformers(found), soft_wrap=True)
     console.print(memory_table(found, layout.config))
@@ -132,8 +126,8 @@ def converted(peer: Peer, model: str, scratch: str) -> str | None:
 
 
 def installed(peer: str) -> bool:
-    """Whether it is here; the package of llama.cpp is imported by a shorter name."""
-    return find_spec(PACKAGES[peer].removesuffix("_python")) is not None
+    """Whether it is here."""
+    return find_spec(MODULES[peer]) is not None
 
 
 def one_run(peer: Peer, where: str, model: str) -> dict[str, float]:

@@ -27,7 +27,7 @@ COMMANDS = {
     "gptcli tokenize": ["-m", "gptcli", "tokenize", "a robot must obey", "-m", "MODEL"],
     "completion": ["-m", "gptcli"],
     IMPORT: ["-c", "import torch"],
-    FIRST: ["-m", "gptcli", "Once upon a time", "-t", "0", "-m", "MODEL"],
+    FIRST: ["-m", "gptcli", "Once upon a time", "-n", "1", "-t", "0", "-m", "MODEL"],
 }
 
 

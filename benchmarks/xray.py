@@ -4,7 +4,7 @@ strip    generate --xray and plain decode, by turns, in one process
 grid     128 tokens with top-5, entropy and KL of every layer, and the plain pass plus one product of all states
 process  `gptcli xray` from start to end, and TransformerLens doing the same (run_with_cache, lens at every layer)
 replay   a saved trace, from start to end, and `python -c pass`
-memory   a grid of 512 tokens: what it takes on top of the loaded model
+memory   a grid of 512 tokens, or as many as the model takes: what it takes on top of the loaded model
 """
 
 from __future__ import annotations
@@ -147,8 +147,14 @@ def outside(model: str, rounds: int) -> list[str]:
     said = f"process: {medians['ours']:.1f} s"
     if "theirs" in medians:
         times = medians["theirs"] / medians["ours"]
-        said += f" beside TransformerLens's {medians['theirs']:.1f} s, {times:.1f} times faster"
+        said += f" beside {medians['theirs']:.1f} s of {their_version(theirs)}, {times:.1f} times faster"
     return [*lines, said]
+
+
+def their_version(python: str) -> str:
+    """TransformerLens's and its torch's: its environment may be another than the one that the heading is about."""
+    code = "from importlib.metadata import version as v; print(v('transformer-lens'), 'on torch', v('torch'))"
+    return "TransformerLens " + subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.strip()
 
 
 def seconds(command: list[str]) -> float:
@@ -173,18 +179,19 @@ def peak():
 checkpoint = load(sys.argv[1])
 own = sum(p.nbytes for p in checkpoint.decoder.parameters())
 loaded = peak()
-ids = [1 + i % (checkpoint.n_tokens - 1) for i in range(int(sys.argv[2]))]
+n = min(int(sys.argv[2]), checkpoint.config.n_ctx - 1)
+ids = [1 + i % (checkpoint.n_tokens - 1) for i in range(n)]
 scan(checkpoint, run(checkpoint, prepare(checkpoint, ids), max_tokens=0, heads=False))
-print(json.dumps({"own": own, "more": peak() - loaded, "dtype": str(checkpoint.dtype)}))
+print(json.dumps({"n": n, "own": own, "more": peak() - loaded, "dtype": str(checkpoint.dtype)}))
 """
 
 
 def memory(model: str) -> str:
     """In the files' own dtype."""
     command = [sys.executable, "-c", MEMORY, model, str(N_MEMORY)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     f = json.loads(done.stdout.splitlines()[-1])
     return (
-        f"memory: {f['more'] / 1e6:.0f} MB for a grid of {N_MEMORY} tokens beside the model's own "
+        f"memory: {f['more'] / 1e6:.0f} MB for a grid of {f['n']} tokens beside the model's own "
         f"{f['own'] / 1e6:.0f} MB ({f['dtype']}): {1 + f['more'] / f['own']:.2f} times the model in all"
     )

@@ -285,8 +285,10 @@ def write_tokens(
 
 
 def _border(starts: Sequence[int], n: int, share: float) -> int:
-    """Where the last `share` of n ids begins: at the nearest start of a document, if that makes it half as long or half
-    as long again at most; else in the middle of one."""
+    """Where the last `share` of n ids begins: at the nearest start of a document, unless that is far off.
+
+    Far is more than half of the share: a short last document would be all there is, or a long one most of the text.
+    """
     aim = n - int(n * share)
     nearest = min(starts[1:], key=lambda start: abs(start - aim), default=aim)
     return nearest if 2 * abs(nearest - aim) <= n - aim else aim

@@ -21,7 +21,7 @@ from gptcli.errors import BadCheckpoint, GptcliError
 from gptcli.pairs import Pair
 from gptcli.tokens import Tokenizer
 
-GUARD = "\n"  # that no tokenizer joins to what follows
+GUARDS = ("\n", "0", "a")  # whatever a text begins with, one of them is not joined to it
 IGNORED = -100  # labels that are not learned, as everywhere in this field
 
 
@@ -122,24 +122,34 @@ class Encoded:
 
 
 def encode_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer, *, end_id: int, start_id: int | None) -> list[Encoded]:
-    """Each part by itself, as `generate` will meet the prompt; an empty prompt begins with the start token."""
+    """The prompt by itself, as `generate` will meet it, and the completion as what follows it.
+
+    An empty prompt begins with the start token, and its completion is a text of its own.
+    """
     found = []
     for pair in pairs:
         prompt = tokenizer.encode(pair.prompt)
         if not prompt and start_id is not None:
             prompt = [start_id]
-        completion = _continued(tokenizer, pair.completion)
+        alone = not pair.prompt
+        completion = tokenizer.encode(pair.completion, bos=False) if alone else _continued(tokenizer, pair.completion)
         found.append(Encoded(ids=(*prompt, *completion, end_id), n_prompt=len(prompt)))
     return found
 
 
 def _continued(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a text that follows another: by itself a sentencepiece tokenizer puts a space in front of it."""
-    if not tokenizer.leading_space:
-        return tokenizer.encode(text, bos=False)
-    before = tokenizer.encode(GUARD, bos=False)
-    ids = tokenizer.encode(GUARD + text, bos=False)
-    return ids[len(before) :] if ids[: len(before)] == before else tokenizer.encode(text, bos=False)
+    """The ids of a text that follows another: some tokenizers put a space before a text that they get by itself.
+
+    So it is encoded behind another character, whose own ids are then cut off.
+    """
+    ids = tokenizer.encode(text, bos=False)
+    if b"".join(map(tokenizer.raw, ids)) == text.encode():
+        return ids
+    for guard in GUARDS:
+        before, both = tokenizer.encode(guard, bos=False), tokenizer.encode(guard + text, bos=False)
+        if both[: len(before)] == before:
+            return both[len(before) :]
+    return ids
 
 
 def padded(rows: Sequence[Encoded]) -> Batch:

@@ -52,7 +52,7 @@ class Book:
     capped: Table | None  # and after it
     heads: Table | None  # of each layer's attention, [L, H, T]
     head_bias: Table | None  # [L, T]
-    source_positions: Table | None  # whence most of it came, [L, H, T, S]
+    source_positions: Table | None  # where most of it came from, [L, H, T, S]
     source_parts: Table | None  # how much, [L, H, T, S]
 
 
@@ -120,7 +120,7 @@ class Stop:
 
     depth: int  # 0: what the answer's score is the sum of; then what that read, and so on
     name: str  # "word", "place", "L3H2", "L3 mlp", "constant"; "others": all that is not named here
-    position: int  # of the state that was read: whence a head took; for the others, where it stands
+    position: int  # of the state that was read: where a head took it from; for the others, where it stands
     value: float
     n_parts: int  # 1, or how many others
 

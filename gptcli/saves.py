@@ -6,6 +6,7 @@
         tokens.bin ...      the text, see corpus.py
         steps/step-0000100  a save: the model, optimizer.safetensors, state.json, manifest.json last
         LATEST              the name of the newest
+        lock                held by the process that trains here
 
 A save is written beside its place, flushed to the disk, and renamed; the two newest are kept. One is trusted only if
 every file in its manifest has the size and the sha256 that it had. No pickle anywhere.
@@ -35,17 +36,23 @@ from gptcli.folder import read_object
 from gptcli.memory import human
 
 KEEP = 2
+LOCK = "lock"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Save:
-    """A save that was verified. `state` is what the optimizers remembered."""
+    """A save that was verified."""
 
     folder: Path
     step: int  # steps done
     n_tokens: int  # predicted so far
-    state: dict[str, Tensor]
     skipped: tuple[str, ...] = ()  # newer ones that are damaged, and how
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What the optimizers remembered, read anew: it is twice as large as the weights, and not held for nothing."""
+        with safe_open(self.folder / "optimizer.safetensors", framework="pt", backend="pread") as stored:
+            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
 
 
 def write_save(
@@ -107,11 +114,7 @@ def newest(run: Path) -> Save | None:
         if fault is None:
             values = read_object(folder / "state.json")
             return Save(
-                folder=folder,
-                step=values["step"],
-                n_tokens=values["n_tokens"],
-                state=_tensors(folder),
-                skipped=tuple(faults),
+                folder=folder, step=values["step"], n_tokens=values["n_tokens"], skipped=tuple(faults)
             )
         faults.append(f"{folder.name}: {fault}")
     if faults:
@@ -125,25 +128,34 @@ def newest(run: Path) -> Save | None:
 def alone(run: Path) -> Iterator[None]:
     """Keeps other processes from training in the same folder; the system lets go when this one ends, however it ends.
 
-    Raises GptcliError where one is training there already.
+    The folder is made if it is not there. Raises GptcliError where one is training there already.
     """
     try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    try:
-        file = (run / "lock").open("w")
+        run.mkdir(parents=True, exist_ok=True)
+        file = (run / LOCK).open("w")
     except OSError as error:
         raise GptcliError(f"{run} cannot be written: {error.strerror or error}") from error
     with file:
         try:
+            import fcntl
+
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise GptcliError(
                 f"a process is training in {run.parent} already", hint="wait for it, or stop it"
             ) from None
+        except (ImportError, OSError):  # Windows, or a file system that has no locks
+            pass
         yield
+
+
+def clear(run: Path) -> None:
+    """Removes what a run that never began has left; not the lock, which is held."""
+    for left in run.iterdir():
+        if left.is_dir():
+            shutil.rmtree(left)
+        elif left.name != LOCK:
+            left.unlink()
 
 
 def drop_damaged(run: Path, found: Save) -> None:
@@ -225,11 +237,6 @@ def _fault(folder: Path) -> str | None:
     except (OSError, GptcliError, KeyError, TypeError, AttributeError):
         return "manifest.json cannot be read"
     return None
-
-
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    with safe_open(folder / "optimizer.safetensors", framework="pt", backend="pread") as stored:
-        return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
 
 
 def _sha256(path: Path) -> str:

@@ -128,7 +128,7 @@ def _book(scan: Scan, book: Book, i: int) -> dict[str, Any]:
 
 
 def _sources(book: Book, layer: int, head: int, i: int) -> list[dict[str, Any]]:
-    """Whence a head's part came: the largest shares, and at position None what is left. They add up to it."""
+    """Where a head's part came from: the largest shares, and at position None what is left. They add up to it."""
     if not (book.heads and book.source_positions and book.source_parts):
         return []
     at, parts = book.source_positions.ids(layer, head, i), book.source_parts.row(layer, head, i)

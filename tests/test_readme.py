@@ -30,7 +30,8 @@ def test_ci_runs_the_test_command_exactly_as_it_is_printed() -> None:
 
 def test_constraints_pin_everything_that_is_installed_by_name() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    extras = project["optional-dependencies"]
+    named = [*project["dependencies"], *extras["test"], *extras["bench"]]
     pinned = re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert {re.match(r"[\w-]+", name)[0] for name in named} <= set(pinned)  # type: ignore[index]
 

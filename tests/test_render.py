@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from gptcli import card, look
 from gptcli.records import Chunk, Progress, Prompt, Step
 from gptcli.render import theme
 from gptcli.render.card import draw as draw_card
+from gptcli.render.curve import APART, MARK, braille
 from gptcli.render.output import Output
 from gptcli.render.pieces import draw as draw_pieces
 from gptcli.render.rosetta import draw_all
@@ -206,12 +208,12 @@ def test_a_character_that_shares_a_token_with_the_next_is_not_broken() -> None:
 CURVE = [(float(i), 7 - i / 100) for i in range(1, 401)]
 
 
-def panel(validations: list[tuple[float, float]], width: int) -> str:
+def panel(validations: list[tuple[float, float]], width: int, height: int = 40) -> str:
     p = Progress(
         step=400, n_steps=1000, n_tokens=3_276_800, loss=3.0, learning_rate=2.3e-3, grad_norm=0.61, seconds=812.0,
         tokens_per_s=4034.0, validation=validations[-1][1],
     )  # fmt: skip
-    console = Console(file=io.StringIO(), width=width, height=40, color_system=None)
+    console = Console(file=io.StringIO(), width=width, height=height, color_system=None)
     console.print(draw_panel(p, CURVE, validations, None, SimpleNamespace(raw=lambda id: b"x"), 2.0))  # type: ignore[arg-type]
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
@@ -226,3 +228,24 @@ def test_the_panel_of_a_training_shows_both_curves_and_all_its_figures_in_every_
     for text in (one, other):
         assert all(name in text for name in ("learning rate 2.30e-03", "tokens/s 4,034", "gradient 0.61", "left"))
         assert max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("height", [3, 5, 8])
+def test_where_both_losses_are_the_same_the_marks_lie_on_the_line(height: int) -> None:
+    stairs = [(float(i), 7.0 - i // 40) for i in range(400)]
+    bare, marked = (braille(stairs, 53, height, marks) for marks in ((), stairs[20::40]))
+    places = [(i, j) for i, line in enumerate(marked) for j, cell in enumerate(line) if cell == MARK]
+    assert len(places) == 10 and all(bare[i][j] != " " for i, j in places)
+
+
+def test_between_marks_of_every_step_the_line_is_seen_and_the_newest_mark_is_there() -> None:
+    for points in ((), CURVE):
+        lines = braille(points, 53, 5, CURVE)
+        columns = sorted(j for line in lines for j, cell in enumerate(line) if cell == MARK)
+        assert columns[-1] == 52 and {b - a for a, b in pairwise(columns)} == {APART}
+    assert braille([], 4, 2, [(1.0, math.nan)]) == [" " * 4] * 2
+
+
+def test_a_tall_terminal_has_a_tall_curve_and_a_low_one_the_whole_panel() -> None:
+    lines = {height: panel([(400.0, 3.0)], 60, height).count("\n") for height in (18, 24, 50)}
+    assert 3 + 3 == lines[18] < lines[24] < lines[50] == 3 + 8

@@ -19,14 +19,15 @@ def diff(
     ] = None,
     after: Annotated[
         str | None,
-        typer.Argument(metavar="B", show_default=False, help="Another of its shape, or an adapter, as for --adapter."),
+        typer.Argument(metavar="B", show_default=False, help="Another of its shape, or an adapter for it."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, every parameter on its own.")] = False,
     color: o.PlainColor = None,
 ) -> None:
     """Show which numbers training moved: layers down, matrices across, each cell the change relative to what was there.
 
-    The change is the norm of the difference over the norm of the matrix in A. B may be an adapter.
+    The change is the norm of the difference over the norm of the matrix in A. B may be an adapter:
+    its folder, or the name of one that comes with gptcli.
     """
     if before is None or after is None:
         raise UsageError("diff needs two checkpoints", hint="gptcli diff A B")

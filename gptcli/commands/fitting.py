@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gptcli.train import Training
 
 SAVE_SECONDS, VALIDATE_SHARE, LINE_SECONDS = 120.0, 40, 10.0
+MORE_MEMORY = "end what else takes memory, or go on with a copy of the folder on a larger machine"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +152,7 @@ def begin(out: Path, recipe: Recipe, device: str, watch: Watch) -> tuple[bool, S
     return True, found
 
 
-def check_training_fits(n_params: int, device: torch.device, *, n_moving: int | None = None) -> None:
+def check_training_fits(n_params: int, device: torch.device, *, hint: str, n_moving: int | None = None) -> None:
     """Raises OutOfMemory where weights, gradients and what Adam remembers do not fit, in float32.
 
     n_moving: how many parameters are trained; None for all.
@@ -159,7 +160,6 @@ def check_training_fits(n_params: int, device: torch.device, *, n_moving: int | 
     from gptcli.memory import check_fits
 
     moving = n_params if n_moving is None else n_moving
-    hint = "a smaller --size, or less is trained with finetune --lora"
     check_fits(4 * (n_params + 3 * moving), device, what="weights, gradients and what Adam remembers", hint=hint)
 
 

@@ -135,7 +135,7 @@ def _tokenizer(
 ) -> tuple[Config, Mapping[str, Any]]:
     """Puts a tokenizer and its end token into the folder; one that is larger than the embedding widens it."""
     from gptcli.checkpoint import COMPANIONS
-    from gptcli.corpus import end_of, read_tokenizer, train_tokenizer, write_tokenizer
+    from gptcli.corpus import end_of, n_ids, read_tokenizer, train_tokenizer, write_tokenizer
 
     if given is None and found.layout is not None:
         for name in COMPANIONS:
@@ -145,7 +145,7 @@ def _tokenizer(
     if given is None:
         hear("gptcli: note: no tokenizer is given, so it reads and writes single bytes; see --tokenizer")
     library = train_tokenizer([], 257) if given is None else read_tokenizer(given)
-    end, n = end_of(library), library.get_vocab_size()
+    end, n = end_of(library), n_ids(library)
     write_tokenizer(library, folder, config.n_ctx)
     ends = {"bos_token_id": end, "eos_token_id": end}
     (folder / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n", encoding="utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +30,8 @@ from gptcli.render.output import say
 from gptcli.settings import settle
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Library
+
     from gptcli.checkpoint import Checkpoint
 
 BEGUN = (
@@ -110,27 +111,32 @@ def train(
             raise UsageError("--resume goes on with the run in --out DIR, and reads no other corpus")
         refuse_given(ctx, BEGUN, "a run goes on as it was begun")
         recipe = _resumed(out, asked)
-    else:
-        if not corpus:
-            raise UsageError("there is nothing to train on", hint="gptcli train FILE... --out DIR; - for stdin")
-        o.check_share(validation_share)
-        from gptcli.corpus import find, find_held_out
+        from gptcli.saves import alone
 
-        held_out = find_held_out(validation or ())
-        files, out = find(corpus, held_out=held_out), empty_out(out)
-        shape = _shape(
-            size_named(size),
-            n_layer=n_layer, d_model=d_model, n_head=n_head, n_ctx=n_ctx, window=window, n_vocab=n_vocab,
-            batch_tokens=batch_tokens,
-        )  # fmt: skip
-        if tokenizer is not None and n_vocab is not None:
-            raise UsageError("--vocab is for a new tokenizer, and --tokenizer names one that is there")
-        recipe = _prepared(
-            out, shape, files, held_out, tokenizer, asked, where, share=validation_share, seed=seed, quiet=watch.quiet
-        )
+        with alone(out / "run"):
+            _run(out, recipe, where, watch)
+        return
+    if not corpus:
+        raise UsageError("there is nothing to train on", hint="gptcli train FILE... --out DIR; - for stdin")
+    o.check_share(validation_share)
+    from gptcli.corpus import find, find_held_out
+
+    held_out = find_held_out(validation or ())
+    files, out = find(corpus, held_out=held_out), empty_out(out)
+    shape = _shape(
+        size_named(size),
+        n_layer=n_layer, d_model=d_model, n_head=n_head, n_ctx=n_ctx, window=window, n_vocab=n_vocab,
+        batch_tokens=batch_tokens,
+    )  # fmt: skip
+    if tokenizer is not None and n_vocab is not None:
+        raise UsageError("--vocab is for a new tokenizer, and --tokenizer names one that is there")
     from gptcli.saves import alone
 
+    shape, library = _able(shape, tokenizer, asked, where)
     with alone(out / "run"):
+        recipe = _prepared(
+            out, shape, files, held_out, library, asked, where, share=validation_share, seed=seed, quiet=watch.quiet
+        )
         _run(out, recipe, where, watch)
 
 
@@ -141,12 +147,32 @@ def _shape(size: Size, **changes: int | None) -> Size:
     return shape
 
 
+def _able(shape: Size, tokenizer: Path | None, asked: Asked, device: str) -> tuple[Size, Library | None]:
+    """The size with its tokenizer's vocabulary, and that tokenizer, if one is given.
+
+    Raises what can be refused before the minutes that a large corpus takes: OutOfMemory, UsageError, BadCheckpoint.
+    """
+    from gptcli.checkpoint import pick_device
+    from gptcli.config_json import Reader
+    from gptcli.corpus import n_ids, read_tokenizer
+    from gptcli.families import FAMILIES
+
+    where = pick_device(device)
+    check_compiler(asked.compiled, where.type)
+    library = None if tokenizer is None else read_tokenizer(tokenizer)
+    if library is not None:
+        shape = dataclasses.replace(shape, n_vocab=n_ids(library))
+    config = FAMILIES["gpt_neo"].read(Reader(config_json(shape, end_id=0), "config.json"))
+    check_training_fits(dataclasses.replace(config, tied=True).n_params(), where, hint="choose a smaller --size")
+    return shape, library
+
+
 def _prepared(
     out: Path,
     shape: Size,
     files: list[str],
     held_out: list[str],
-    tokenizer: Path | None,
+    library: Library | None,
     asked: Asked,
     device: str,
     *,
@@ -156,19 +182,12 @@ def _prepared(
 ) -> Recipe:
     """Writes run/: tokenizer, tokens, recipe.json last."""
     from gptcli import corpus
-    from gptcli.checkpoint import pick_device
-    from gptcli.saves import replace_text, versions
+    from gptcli.saves import clear, replace_text, versions
 
-    # what can be refused is, before the minutes that a large corpus takes
-    check_compiler(asked.compiled, pick_device(device).type)
-    library = None if tokenizer is None else corpus.read_tokenizer(tokenizer)
-    shape = shape if library is None else dataclasses.replace(shape, n_vocab=corpus.n_ids(library))
-    _check_memory(shape, pick_device(device))
     run = out / "run"
     hear = (lambda text: None) if quiet else say
     try:
-        shutil.rmtree(run, ignore_errors=True)  # of a run that never began
-        run.mkdir(parents=True)
+        clear(run)
         texts = corpus.keep_stdin(files, run)
         if library is None:
             hear(f"gptcli: learning a vocabulary of {shape.n_vocab} tokens ...")
@@ -227,15 +246,6 @@ def _resumed(out: Path, asked: Asked) -> Recipe:
     return changed(was, asked, out)
 
 
-def _check_memory(shape: Size, device: Any) -> None:
-    """Raises OutOfMemory for a size that this machine cannot train."""
-    from gptcli.config_json import Reader
-    from gptcli.families import FAMILIES
-
-    config = FAMILIES["gpt_neo"].read(Reader(config_json(shape, end_id=0), "config.json"))
-    check_training_fits(config.n_params(), device)
-
-
 def _config(run: Path) -> Any:
     from gptcli.layout import read_config
 
@@ -284,7 +294,7 @@ def _checkpoint(run: Path, saved: Path | None, device: Any, seed: int) -> Checkp
     from gptcli.tokens import Tokenizer
     from gptcli.train import initialise
 
-    check_training_fits(_config(run).n_params(), device)
+    check_training_fits(_config(run).n_params(), device, hint=MORE_MEMORY)
     if saved is not None:
         checkpoint = load(str(saved), device=str(device), dtype="float32")
         checkpoint.decoder.requires_grad_(True)

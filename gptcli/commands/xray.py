@@ -70,20 +70,29 @@ def xray(
     token: Annotated[
         int | None,
         typer.Option(
-            "--token", metavar="N", rich_help_panel=VIEW, help="Its track; with another view: the token meant."
+            "--token",
+            metavar="N",
+            rich_help_panel=VIEW,
+            help="The track of token N; with other views, the token they are about.",
         ),
     ] = None,
     grid: Annotated[bool, view("--grid", "The elevator: tokens across, layers up. The default.")] = False,
     ledger: Annotated[bool, view("--ledger", "Why this token and not the next best: what each part wrote.")] = False,
-    alone: Annotated[bool, view("--alone", "Ledger or walk of the token's own logit, against no other.")] = False,
+    alone: Annotated[
+        bool, view("--alone", "Ledger or walk of the token's own logit, not of its lead over a rival.")
+    ] = False,
     attention: Annotated[bool, view("--attention", "Where each head looks.")] = False,
     head: Annotated[
         str | None, typer.Option("--head", metavar="L5H2", rich_help_panel=VIEW, help="One head's whole pattern.")
     ] = None,
     roles: Annotated[bool, view("--roles", "What heads are for, measured on random tokens said twice.")] = False,
-    norms: Annotated[bool, view("--norms", "How long the vectors are, and how writes lie to them.")] = False,
+    norms: Annotated[
+        bool, view("--norms", "How long the vectors are, and which way writes point beside them.")
+    ] = False,
     occlusion: Annotated[bool, view("--occlusion", "Which tokens of the text the answer rests on.")] = False,
-    walk: Annotated[bool, view("--walk", "Whence the token came: back through heads and MLPs to the words.")] = False,
+    walk: Annotated[
+        bool, view("--walk", "Where the token came from: back through heads and MLPs to the words.")
+    ] = False,
     sampling: Annotated[bool, view("--sampling", "How the token was drawn: temperature, filters, number.")] = False,
     sub: Annotated[bool, view("--sub", "Rows between attention and MLP too.")] = False,
     at: Annotated[
@@ -94,14 +103,15 @@ def xray(
         typer.Option("--every", metavar="N", min=1, rich_help_panel=VIEW, help="Every Nth layer. \\[what fits]"),
     ] = None,
     top: Annotated[
-        int, typer.Option("--top", metavar="K", min=2, max=50, rich_help_panel=VIEW, help="Tokens kept a cell.")
+        int,
+        typer.Option("--top", metavar="K", min=2, max=50, rich_help_panel=VIEW, help="Candidates kept in each cell."),
     ] = 5,
     ablate: o.Ablate = None,
     patch: o.Patch = None,
     mean: o.Mean = False,
     sweep: Annotated[
         Literal["heads", "mlps"] | None,
-        typer.Option("--sweep", metavar="WHAT", rich_help_panel=IF, help="heads or mlps: each off by itself."),
+        typer.Option("--sweep", metavar="WHAT", rich_help_panel=IF, help="Each switched off by itself: heads or mlps."),
     ] = None,
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FILE", help="Keep all of it as a .xray file.", show_default=False)

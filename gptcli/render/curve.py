@@ -13,7 +13,7 @@ Point = tuple[float, float]
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # braille, row by row from the top
 VALIDATION = "#4149b2"  # the article's violet, dark enough for a line
 LINE, MARK = "⠤", "◆"  # how a terminal shows losses and validations
-APART = 3  # cells from one mark to the next, at least: between them the line is seen
+APART = 5  # cells from one mark to the next, at least: between them the line is seen
 
 
 def braille(points: Sequence[Point], width: int, height: int, marked: Sequence[Point] = ()) -> list[str]:

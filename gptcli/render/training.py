@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from gptcli.records import Lesson, Progress
 
 REFRESH = 0.25  # seconds between two pictures, at least
-MARK = "◆"  # where the validation texts were scored
-MARK_COLUMNS = 8  # from one to the next, at least
 LESSON_SECONDS = 4.0  # a lesson stays long enough to be read
 
 
@@ -92,13 +88,14 @@ def draw(
     pace: float,
 ) -> Any:
     """One picture of a run."""
+    from rich.columns import Columns
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
     from gptcli.render import theme
-    from gptcli.render.curve import count
+    from gptcli.render.curve import LINE, MARK, count
 
     head = Table.grid(expand=True, padding=(0, 1))
     head.add_column(no_wrap=True)
@@ -107,69 +104,49 @@ def draw(
     bar = ProgressBar(total=p.n_steps, completed=p.step, complete_style=theme.LABEL, finished_style=theme.LABEL)
     left = f"{duration(p.seconds)} gone, {duration((p.n_steps - p.step) * pace)} left"
     head.add_row(Text(f"step {p.step}/{p.n_steps}", "bold"), bar, left)
-    facts = _Facts(
-        ("loss", f"{p.loss:.3f}"),
-        (f"{MARK} validation", f"{validations[-1][1]:.3f}" if validations else "–"),
-        ("tokens/s", f"{p.tokens_per_s:,.0f}"),
-        ("learning rate", f"{p.learning_rate:.2e}"),
-        ("gradient", f"{p.grad_norm:.2f}"),
-        ("tokens", count(p.n_tokens)),
+    scored = f"{validations[-1][1]:.3f}" if validations else "–"
+    facts = (
+        Text.assemble((f"{LINE} ", _ink("loss")), ("loss ", "dim"), f"{p.loss:.3f}"),
+        Text.assemble((f"{MARK} ", _ink("validation")), ("validation ", "dim"), scored),
+        Text.assemble(("tokens/s ", "dim"), f"{p.tokens_per_s:,.0f}"),
+        Text.assemble(("tokens ", "dim"), count(p.n_tokens)),
+        Text.assemble(("learning rate ", "dim"), f"{p.learning_rate:.2e}"),
+        Text.assemble(("gradient ", "dim"), f"{p.grad_norm:.2f}"),
     )
-    parts: list[Any] = [head, facts, _Curve(losses, validations)]
+    legend = Columns(facts, padding=(0, 2), column_first=True)
+    parts: list[Any] = [head, legend, _Curve(losses, validations)]
     if lesson is not None:
         parts += [Text(), *_lesson(lesson, tokenizer)]
     return Group(*parts)
 
 
-class _Facts:
-    """Names and values side by side, each whole, in as many lines as they take."""
+def _ink(curve: Literal["loss", "validation"]) -> str:
+    """The colour of a curve: pink and violet, as in loss.svg."""
+    from gptcli.render import theme
 
-    def __init__(self, *facts: tuple[str, str]) -> None:
-        self._facts = facts
-
-    def __rich_console__(self, console: Any, options: Any) -> Any:
-        from rich.text import Text
-
-        line = Text(no_wrap=True)
-        for name, value in self._facts:
-            if line.cell_len and line.cell_len + len(name) + 1 + len(value) > options.max_width:
-                yield line
-                line = Text(no_wrap=True)
-            line.append(f"{name} ", "dim").append(f"{value}   ")
-        yield line
+    return theme.ink("answer" if curve == "loss" else "label", colour=True, light=theme.light_background())
 
 
 class _Curve:
-    """The loss so far, as wide as there is room, and a mark where the validation texts were scored."""
+    """The losses so far, as wide as there is room, and a mark wherever the validation texts were scored."""
 
     def __init__(self, losses: Sequence[tuple[float, float]], validations: Sequence[tuple[float, float]]) -> None:
-        self._points, self._marks = losses, validations
+        self._losses, self._validations = losses, validations
 
     def __rich_console__(self, console: Any, options: Any) -> Any:
         from rich.text import Text
 
-        from gptcli.render import theme
-        from gptcli.render.curve import braille, extent
+        from gptcli.render.curve import MARK, braille, extent
 
-        if len(self._points) < 2:
+        if len(self._losses) < 2:
             return
-        height, width, light = 5 if console.height >= 20 else 3, max(8, options.max_width - 7), theme.light_background()
-        low, high = between = extent([y for _, y in (*self._points, *self._marks)])
-        left, right = self._points[0][0], self._points[-1][0]
-        lines = [list(line) for line in braille(self._points, width, height, between)]
-        apart = max(1, math.ceil(MARK_COLUMNS * len(self._marks) / width))
-        for x, y in self._marks[::-apart]:  # the last is always there, and the curve can be seen between them
-            row, column = (
-                round((high - y) / (high - low) * (height - 1)),
-                round((x - left) / (right - left) * (width - 1)),
-            )
-            lines[row][min(max(0, column), width - 1)] = MARK
-        inks = {mark: theme.ink("answer" if mark else "label", colour=True, light=light) for mark in (True, False)}
+        height = min(8, max(3, console.height // 2 - 6))  # the rest of the panel takes eight lines
+        low, high = extent([y for _, y in (*self._losses, *self._validations)])
+        lines = braille(self._losses, max(8, options.max_width - 7), height, self._validations)
         for i, cells in enumerate(lines):
             label = f"{high:6.2f}" if i == 0 else f"{low:6.2f}" if i == height - 1 else " " * 6
-            line = Text.assemble((label, "dim"), " ", no_wrap=True)
-            for mark, run in groupby(cells, lambda cell: cell == MARK):
-                line.append("".join(run), inks[mark])
+            line = Text.assemble((label, "dim"), " ", (cells, _ink("loss")), no_wrap=True)
+            line.highlight_words([MARK], _ink("validation"))
             yield line
 
 
@@ -225,6 +202,8 @@ def chance(p: float) -> str:
 
 
 if __name__ == "__main__":
+    import math
+
     from rich.console import Console
 
     class Words:
