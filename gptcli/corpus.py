@@ -209,7 +209,9 @@ def read_tokenizer(path: Path) -> Library:
     _plainly(library)
     _alone(library)
     if library.token_to_id(END) is None:
-        library.add_special_tokens([END])
+        library.add_special_tokens([END])  # under an id that is the number of tokens
+        if len({*library.get_vocab().values()}) < library.get_vocab_size():
+            raise BadCheckpoint(f"{file.name}: {END} is missing and cannot be added: the ids have a hole")
     return library
 
 

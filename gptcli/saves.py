@@ -113,9 +113,7 @@ def newest(run: Path) -> Save | None:
         fault = _fault(folder)
         if fault is None:
             values = read_object(folder / "state.json")
-            return Save(
-                folder=folder, step=values["step"], n_tokens=values["n_tokens"], skipped=tuple(faults)
-            )
+            return Save(folder=folder, step=values["step"], n_tokens=values["n_tokens"], skipped=tuple(faults))
         faults.append(f"{folder.name}: {fault}")
     if faults:
         raise BadCheckpoint(f"no save in {steps} is sound: {'; '.join(faults)}", hint="start again in a new folder")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
+from test_tokens import byte_level, gemma_like, metaspace, sentencepiece
+from test_tokens import load as load_tokenizer
 
-from gptcli.corpus import Tokens, documents, find, write_tokens
+from gptcli.corpus import Tokens, documents, find, read_tokenizer, write_tokens
 from gptcli.data import IGNORED, Encoded, Pairs, Windows, encode_pairs, padded
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound, UsageError
 from gptcli.pairs import Pair, are_pairs, read_pairs
@@ -92,6 +97,60 @@ def test_documents_come_from_text_and_jsonl(tmp_path: Path) -> None:
     assert list(documents(find([str(tmp_path)]))) == ["one", "two", "three", "vier ü"]
 
 
+def test_a_file_counts_once_however_often_it_is_given(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(name)
+    (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
+    a, b = str(tmp_path / "a.txt"), str(tmp_path / "b.txt")
+    assert find([a, str(tmp_path), f"{tmp_path}/../{tmp_path.name}/b.txt"]) == [a, b]
+    with pytest.raises(UsageError, match=r"stdin \(-\) is given twice"):
+        find(["-", "-"])
+
+
+def test_what_is_held_out_is_taken_out_of_a_folder_and_refused_by_name(tmp_path: Path) -> None:
+    a, b = (str(tmp_path / f"{name}.txt") for name in "ab")
+    for name in (a, b):
+        Path(name).write_text("text")
+    assert find([str(tmp_path)], held_out=[b]) == [a]
+    with pytest.raises(UsageError, match=r"b\.txt is given to train on and to validate on"):
+        find([a, b], held_out=[b])
+    with pytest.raises(UsageError, match="all texts in .* are held out for validation"):
+        find([str(tmp_path)], held_out=[a, b])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([400, 400, 100, 100], 100),  # a border where it should be
+        ([400, 400, 120, 80], 80),  # near it, whichever side it is on
+        ([400, 490, 110], 110),
+        ([500, 499, 1], 100),  # a tiny last document would be all there is
+        ([300, 700], 100),  # and a long one most of the text
+        ([1000], 100),
+    ],
+)
+def test_validation_begins_at_the_nearest_border_unless_that_is_far_off(
+    lengths: list[int], expected: int, tmp_path: Path
+) -> None:
+    tokens = write_tokens(
+        [str(n - 1) for n in lengths], [], tmp_path, encode=lambda part: [[1] * int(n) for n in part],
+        n_vocab=9, end_id=0, share=0.1,
+    )  # fmt: skip
+    assert tokens.n == 1001 and tokens.n - tokens.n_train == expected
+
+
+def test_an_end_token_that_would_take_another_token_s_id_is_refused(tmp_path: Path) -> None:
+    """The library gives it the number of tokens as its id; where ids have a hole that may be taken."""
+    tiny.write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    values = json.loads((tmp_path / "tokenizer.json").read_text())
+    values["added_tokens"] = []
+    del values["model"]["vocab"][tiny.END]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))  # ids from 1 on
+    with pytest.raises(BadCheckpoint, match="cannot be added: the ids have a hole"):
+        read_tokenizer(tmp_path)
+
+
 def test_what_is_missing_is_named_among_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one")
     with pytest.raises(NotFound, match=r"this file is not there: .*gone\.txt") as caught:
@@ -137,6 +196,31 @@ def test_pairs_are_encoded_as_generate_meets_them(tmp_path: Path) -> None:
     assert one.ids == (*tokenizer.encode("the hell"), *tokenizer.encode(" on"), 0)
     assert one.n_prompt == len(tokenizer.encode("the hell"))
     assert empty.ids == (0, *tokenizer.encode("x"), 0) and empty.n_prompt == 1
+
+
+def with_a_space_first() -> dict[str, Any]:
+    data = byte_level()
+    data["pre_tokenizer"]["add_prefix_space"] = True
+    return data
+
+
+@pytest.mark.parametrize("make", [sentencepiece, metaspace, gemma_like, byte_level, with_a_space_first])
+@pytest.mark.parametrize("completion", ["cat sat", " cat sat", "\n\nthe end", "12 cats", "  two", "é"])
+def test_a_completion_is_spelled_as_it_is_in_the_data(
+    make: Callable[[], dict[str, Any]], completion: str, tmp_path: Path
+) -> None:
+    """A tokenizer that puts a space before every text must not teach a model to write it there."""
+    tokenizer = load_tokenizer(tmp_path, make())
+    (row,) = encode_pairs([Pair(prompt="the dog", completion=completion)], tokenizer, end_id=2, start_id=1)
+    assert b"".join(map(tokenizer.raw, row.ids[row.n_prompt : -1])).decode() == completion
+    assert list(row.ids[: row.n_prompt]) == tokenizer.encode("the dog")
+
+
+def test_a_completion_of_no_prompt_is_a_text_of_its_own(tmp_path: Path) -> None:
+    """`generate` without a prompt takes the tokenizer's own space away again."""
+    tokenizer = load_tokenizer(tmp_path, sentencepiece())
+    (row,) = encode_pairs([Pair(prompt="", completion=" cat")], tokenizer, end_id=2, start_id=1)
+    assert row.ids[: row.n_prompt] == (1,) and tokenizer.decode(row.ids[1:-1]) == " cat"
 
 
 def test_an_epoch_shows_every_pair_once() -> None:

@@ -128,6 +128,29 @@ def test_an_untrained_twin_has_the_shapes_and_the_tokenizer_of_its_model(tiny_gp
     assert a.shape == b.shape and not torch.equal(a, b)
 
 
+def test_how_a_model_ends_and_wants_to_be_run_is_its_twin_s_too(tmp_path: Path) -> None:
+    model = tiny.write_gpt2(tmp_path / "model")
+    wishes = {"eos_token_id": [0, 5], "temperature": 0.5}
+    (model / "generation_config.json").write_text(json.dumps(wishes))
+    assert inside("new", model, "--out", tmp_path / "twin")[0] == 0
+    assert json.loads((tmp_path / "twin" / "generation_config.json").read_text()) == wishes
+    assert load(str(tmp_path / "twin")).eos_ids == {0, 5}
+    assert inside("new", "nano", "--out", tmp_path / "size", "-q")[0] == 0
+    assert json.loads((tmp_path / "size" / "generation_config.json").read_text()) == {
+        "bos_token_id": 0, "eos_token_id": 0
+    }  # fmt: skip
+
+
+def test_a_tokenizer_whose_ids_have_a_hole_fits_too(tmp_path: Path) -> None:
+    tiny.write_tokenizer(tmp_path)
+    values = json.loads((tmp_path / "tokenizer.json").read_text())
+    last = max(values["model"]["vocab"], key=values["model"]["vocab"].get)
+    values["model"]["vocab"][last] = 2048
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    assert inside("new", "nano", "--out", tmp_path / "a", "--tokenizer", tmp_path)[0] == 0
+    assert load(str(tmp_path / "a")).config.n_vocab == 2049
+
+
 def test_a_larger_tokenizer_widens_the_embedding(tmp_path: Path) -> None:
     folder = SHARED / "tokenizers" / "gpt2"
     if not folder.is_dir():
@@ -154,6 +177,8 @@ def test_a_smaller_tokenizer_leaves_the_size_as_it_is(tmp_path: Path) -> None:
         (["new", "nano", "--meta", "--out", "x"], 2, "--meta"),
         (["new", "nano", "--size", "nano", "--meta"], 2, "twice"),
         (["new", "nanno", "--meta"], 2, "nano"),
+        (["new", "nano", "--meta", "--seed", "3"], 2, "--seed changes nothing there"),
+        (["new", "nano", "--meta", "--tokenizer", "x"], 2, "--tokenizer changes nothing there"),
         (["new", "gpt3", "--out", "x"], 5, "698 GB"),
         (["new", "nano", "--out", "x", "--tokenizer", "nowhere"], 3, "nowhere"),
         (["new", "nano", "--out", "."], 2, "choose a new folder\n"),

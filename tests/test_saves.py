@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound
-from gptcli.saves import drop_damaged, newest, publish, read_json, write_save
+from gptcli.saves import alone, drop_damaged, newest, publish, read_json, write_save
 
 STATE = {"a:exp_avg": torch.arange(6.0).view(2, 3), "a:step": torch.tensor(4.0)}
 
@@ -129,6 +130,32 @@ def test_no_file_of_a_save_is_a_pickle(tmp_path: Path) -> None:
 def test_a_run_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="recipe.json is not there"):
         read_json(tmp_path / "recipe.json")
+
+
+def test_what_the_optimizers_remembered_is_not_held_in_memory(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    found = newest(tmp_path)
+    assert found and found.state is not found.state
+    assert not [value for value in vars(found).values() if isinstance(value, dict)]
+
+
+def test_the_folder_of_a_run_is_held_once_and_let_go(tmp_path: Path) -> None:
+    run = tmp_path / "m" / "run"
+    with alone(run), pytest.raises(GptcliError, match="a process is training in .*m already"), alone(run):
+        pass
+    with alone(run):
+        pass
+
+
+def test_a_file_system_without_locks_is_trained_on_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with alone(tmp_path / "run"):
+        pass
 
 
 def test_a_run_that_fell_back_keeps_its_two_newest_sound_saves(tmp_path: Path) -> None:

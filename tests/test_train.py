@@ -173,6 +173,38 @@ def test_a_step_is_in_the_record_though_its_validation_was_interrupted(monkeypat
         next(steps)
 
 
+def test_a_step_is_in_the_record_though_its_lesson_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(new(), Fixed(), recipe())
+    asked = list[int]()
+    really = training._probabilities
+
+    def interrupted(batch: Batch, at: int) -> torch.Tensor:
+        asked.append(at)
+        if len(asked) == 2:  # after the update
+            raise KeyboardInterrupt
+        return really(batch, at)
+
+    monkeypatch.setattr(training, "_probabilities", interrupted)
+    steps = training.run(show_every=1)
+    first = next(steps)
+    assert first.step == 1 and first.lesson is None and not training.torn
+    with pytest.raises(KeyboardInterrupt):
+        next(steps)
+
+
+def test_validation_shows_no_more_at_once_than_a_step_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(new(), Fixed(7), recipe(micro_batch=2))
+    rows, really = list[int](), training._sum
+
+    def seen(ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        rows.append(len(ids))
+        return really(ids, labels)
+
+    monkeypatch.setattr(training, "_sum", seen)
+    whole = Training(new(), Fixed(7), recipe(micro_batch=7)).validate()
+    assert training.validate() == pytest.approx(whole, rel=1e-6) and rows == [2, 2, 2, 1]
+
+
 class InOrder(Pairs):
     """As they come, so that every batch has another width."""
 

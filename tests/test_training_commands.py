@@ -660,6 +660,24 @@ def test_two_processes_do_not_train_in_one_folder(trained: Path, tmp_path: Path)
     assert gptcli("train", "--resume", "--out", tmp_path / "m", "--steps", "41").returncode == 0
 
 
+@pytest.mark.parametrize("words", [["train"], ["finetune", "MODEL"]], ids=["train", "finetune"])
+def test_what_another_process_prepares_is_not_thrown_away(
+    trained: Path, corpus: Path, tmp_path: Path, words: list[str]
+) -> None:
+    """Turning a large text into tokens takes minutes; there is no recipe.json before it has ended."""
+    from gptcli.saves import alone
+
+    run, command = tmp_path / "m" / "run", [trained if word == "MODEL" else word for word in words]
+    options = SMALL if words == ["train"] else ()
+    with alone(run):
+        (run / "tokens.bin.tmp").write_text("half of it")
+        done = quick(*command, corpus, "--out", tmp_path / "m", *options, "--steps", "1", "-q")
+        assert done.returncode == 1 and "is training in" in complaint(done)
+        assert (run / "tokens.bin.tmp").exists()
+    done = quick(*command, corpus, "--out", tmp_path / "m", *options, "--steps", "1", "-q")
+    assert done.returncode == 0 and not (run / "tokens.bin.tmp").exists(), done.stderr
+
+
 def test_a_step_is_not_compiled_where_nothing_can(
     trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -680,15 +698,21 @@ def test_what_memory_cannot_train_is_refused_before_anything_is_made(
     trained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = 4 * load(str(trained)).config.n_params()
+    shutil.copytree(trained, tmp_path / "m")
+    recipe = (tmp_path / "m" / "run" / "recipe.json").read_bytes()
     monkeypatch.setattr("gptcli.memory.free_bytes", lambda: 2 * size)
-    for words in (
-        ["train", corpus, "--out", tmp_path / "a", *SMALL],
-        ["finetune", trained, corpus, "--out", tmp_path / "b"],
+    for words, way_out in (
+        (["train", corpus, "--out", tmp_path / "a", *SMALL], "choose a smaller --size"),
+        (["finetune", trained, corpus, "--out", tmp_path / "b"], "--lora RANK takes a quarter of it"),
+        (["train", "--resume", "--out", tmp_path / "m", "--steps", "41"], "on a larger machine"),
     ):
         done = quick(*words)
-        assert done.returncode == 5 and "--lora" in complaint(done) and "--max-tokens" not in complaint(done)
-    assert not (tmp_path / "a").exists()
+        assert done.returncode == 5 and complaint(done).endswith(way_out), done.stderr
+    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+    assert (tmp_path / "m" / "run" / "recipe.json").read_bytes() == recipe
     assert quick("finetune", trained, corpus, "--out", tmp_path / "c", "--lora", "2", "--steps", "1").returncode == 0
+    monkeypatch.setattr("gptcli.memory.free_bytes", lambda: 4 * size)  # exactly: a tied head is not counted twice
+    assert quick("train", corpus, "--out", tmp_path / "d", *SMALL, "--steps", "1").returncode == 0
 
 
 def test_an_adapter_s_save_asks_for_its_own_room_alone(
@@ -716,6 +740,38 @@ def test_settings_count_when_an_adapter_is_merged(
     done = quick("merge", trained, tmp_path / "c", "--out", tmp_path / "m")
     assert (done.returncode, done.stderr) == (0, b"")
     assert {t.dtype for t in load_file(tmp_path / "m" / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_a_tokenizer_whose_ids_have_a_hole_is_used(corpus: Path, tmp_path: Path) -> None:
+    tiny.write_tokenizer(tmp_path)
+    values = json.loads((tmp_path / "tokenizer.json").read_text())
+    last = max(values["model"]["vocab"], key=values["model"]["vocab"].get)
+    values["model"]["vocab"][last] += 5
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    options = [o for o in SMALL if o not in ("--vocab", "300")]
+    done = quick("train", corpus, "--out", tmp_path / "m", *options, "--steps", "1", "--tokenizer", tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    assert load(str(tmp_path / "m")).config.n_vocab == tiny.N_VOCAB + 5
+
+
+def test_how_long_to_train_is_said_once_and_checked_before_anything_is_made(corpus: Path, tmp_path: Path) -> None:
+    done = quick("train", corpus, "--out", tmp_path / "m", *SMALL, "--steps", "2", "--tokens", "5k")
+    assert done.returncode == 2 and "--tokens and --steps say the same" in complaint(done)
+    assert not (tmp_path / "m").exists()
+
+
+def test_diff_knows_the_adapters_that_come_along_by_name(
+    trained: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    assert quick("finetune", trained, pairs, "--out", home / "mine", "--lora", "2", "--steps", "1").returncode == 0
+    monkeypatch.setattr("gptcli.model_choice.shipped", lambda: home)
+    monkeypatch.chdir(tmp_path)
+    by_name, by_folder = (json.loads(quick("diff", trained, b, "--json").stdout) for b in ("mine", home / "mine"))
+    assert by_name["parameters"] == by_folder["parameters"] and any(p["changed"] for p in by_name["parameters"])
+    shutil.copytree(trained, tmp_path / "mine", ignore=shutil.ignore_patterns("run"))
+    model = json.loads(quick("diff", trained, "mine", "--json").stdout)
+    assert not any(p["changed"] for p in model["parameters"]), "a model in this folder comes before it"
 
 
 def test_the_context_of_pairs_can_be_made_shorter(trained: Path, pairs: Path, corpus: Path, tmp_path: Path) -> None:

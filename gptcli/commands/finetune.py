@@ -13,6 +13,7 @@ import typer
 
 from gptcli.commands import options as o
 from gptcli.commands.fitting import (
+    MORE_MEMORY,
     Asked,
     Watch,
     asked_recipe,
@@ -91,7 +92,10 @@ def finetune(
     batch: Annotated[
         int, typer.Option("--batch", metavar="N", min=1, rich_help_panel=o.RUN, help="Sequences of a step.")
     ] = 16,
-    n_ctx: Annotated[int | None, o.count("--context", "Tokens of a sequence of text. \\[512, or all there is]")] = None,
+    n_ctx: Annotated[
+        int | None,
+        o.count("--context", "Tokens of a sequence; longer pairs are left out. \\[512; of pairs: the model's]"),
+    ] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(
@@ -168,19 +172,20 @@ def finetune(
     files, out = find(data, held_out=held_out), empty_out(out)
     _hold_pairs([name for name in (*files, *held_out) if name != "-"], names)
     check_compiler(compiled, pick_device(where).type)
-    run = _Plan(
+    plan = _Plan(
         model=model,
         name=model,
         lora=lora,
         alpha=lora_alpha,
         targets=tuple(filter(None, lora_targets.split(","))) if lora_targets else None,
     )
-    plan = _prepared(
-        run, out, files, held_out, names, asked, where,
-        share=validation_share, epochs=epochs, batch=batch, n_ctx=n_ctx, seed=seed, quiet=watch.quiet,
-    )  # fmt: skip
+    plan, checkpoint = _able(plan, where, n_ctx)
     with alone(out / "run"):
-        _run(plan, out, where, watch)
+        plan = _prepared(
+            plan, checkpoint, out, files, held_out, names, asked, where,
+            share=validation_share, epochs=epochs, batch=batch, n_ctx=n_ctx, seed=seed, quiet=watch.quiet,
+        )  # fmt: skip
+        _run(plan, out, where, watch, checkpoint)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,10 +211,12 @@ class _Plan:
 
 
 def _hold_pairs(files: list[str], fields: tuple[str, str]) -> bool:
-    """Whether these files hold pairs. Raises UsageError if some do and others do not."""
+    """Whether these files hold pairs. Raises UsageError if some do and others do not, and for fields of a text."""
     kinds = {are_pairs(name, fields) for name in files}
     if len(kinds) > 1:
         raise UsageError("some files hold pairs and others text", hint="give one kind")
+    if kinds == {False} and fields != FIELDS:
+        raise UsageError("--fields is for pairs, and the data is text", hint="leave it out")
     return kinds == {True}
 
 
@@ -220,8 +227,25 @@ def _fields(text: str) -> tuple[str, str]:
     return names[0], names[1]
 
 
+def _able(plan: _Plan, device: str, n_ctx: int | None) -> tuple[_Plan, Checkpoint]:
+    """The plan with its model's place, and that model. Raises what can be refused before anything is written."""
+    from gptcli.layout import look
+    from gptcli.lora import places
+
+    named = Path(plan.model)  # a file, of several that its folder may hold, or a folder by whatever name
+    where = named if named.is_file() else look(plan.model).source.folder
+    plan = dataclasses.replace(plan, model=str(where.resolve()))
+    hint = "choose a smaller model" if plan.lora else "--lora RANK takes a quarter of it"
+    checkpoint = _load(plan.model, device, adapter=plan.lora is not None, hint=hint)
+    if (rank := plan.rank(checkpoint)) is not None:
+        places(checkpoint, rank.targets)  # raises for a name that does not exist
+    refuse_context(n_ctx, checkpoint.config.n_ctx, plan.name)
+    return plan, checkpoint
+
+
 def _prepared(
     plan: _Plan,
+    checkpoint: Checkpoint,
     out: Path,
     files: list[str],
     held_out: list[str],
@@ -239,63 +263,26 @@ def _prepared(
     """Writes run/: the data as it will be shown, the tokenizer, recipe.json last."""
     from gptcli import corpus
     from gptcli.checkpoint import COMPANIONS
-    from gptcli.layout import look
-    from gptcli.lora import places
-    from gptcli.saves import replace_text, versions
+    from gptcli.saves import clear, replace_text, versions
 
-    layout = look(plan.model)
-    named = Path(plan.model)  # a file, of several that its folder may hold, or a folder by whatever name
-    where = named if named.is_file() else layout.source.folder
-    plan = dataclasses.replace(plan, model=str(where.resolve()))
-    checkpoint = _load(plan.model, device, adapter=plan.lora is not None)
-    if (rank := plan.rank(checkpoint)) is not None:
-        places(checkpoint, rank.targets)  # raises for a name that does not exist
-    most, run = checkpoint.config.n_ctx, out / "run"
-    refuse_context(n_ctx, most, plan.name)
+    run = out / "run"
     try:
-        shutil.rmtree(run, ignore_errors=True)  # of a run that never began
-        run.mkdir(parents=True)
+        clear(run)
         for name in COMPANIONS:
-            if (layout.source.folder / name).is_file():
-                shutil.copyfile(layout.source.folder / name, run / name)
+            if (checkpoint.folder / name).is_file():
+                shutil.copyfile(checkpoint.folder / name, run / name)
         texts = corpus.keep_stdin(files, run, fields[0])
         plan = dataclasses.replace(plan, pairs=_hold_pairs([*texts, *held_out], fields))
         if plan.pairs:
             pairs, other = read_pairs(texts, fields), read_pairs(held_out, fields) if held_out else []
             if not other and (n := int(len(pairs) * share)):
                 pairs, other = pairs[:-n], pairs[-n:]
-            longest = n_ctx or most
-            kept = [_fitting(checkpoint, part, longest, quiet=quiet) for part in (pairs, other)]
-            if not kept[0]:
-                raise GptcliError(f"no pair is as short as the context of {longest} tokens")
-            for name, part in zip(("train", "validation"), kept, strict=True):
-                lines = "".join(json.dumps(dataclasses.asdict(p), ensure_ascii=False) + "\n" for p, _ in part)
-                (run / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-            length = max(len(e.ids) for _, e in kept[0])
-            n_tokens = round(epochs * len(kept[0])) * length
+            n, length = _write_pairs(checkpoint, run, pairs, other, n_ctx=n_ctx, quiet=quiet)
+            n_tokens = round(epochs * n) * length
         else:
-            if fields != FIELDS:
-                raise UsageError("--fields is for pairs, and the data is text", hint="leave it out")
-            tokens = corpus.write_tokens(
-                corpus.documents(texts), corpus.documents(held_out), run,
-                encode=lambda part: list(map(checkpoint.tokenizer.encode, part)),
-                n_vocab=checkpoint.config.n_vocab, end_id=_end(checkpoint), share=share,
-                held_out=bool(held_out),
-            )  # fmt: skip
-            length = n_ctx or max(1, min(most, 512, tokens.n_train - 1))  # a short text is one sequence
-            corpus.check_length(tokens, length)
-            n_tokens = round(epochs * (tokens.n_train - 1))
-        recipe = scaled(
-            n_tokens=asked.n_tokens(batch * length, length) or max(1, n_tokens),
-            n_ctx=length,
-            batch_tokens=batch * length,
-            learning_rate=(LORA_RATE if plan.lora else RATE) if asked.learning_rate is None else asked.learning_rate,
-            schedule=asked.schedule or "cosine",
-            optimizer=asked.optimizer or "adamw",
-            seed=seed,
-            growth=(0, 0),
-        )
-        recipe = dataclasses.replace(recipe, weight_decay=0.0 if plan.lora else 0.1)
+            n, length = _write_text(checkpoint, run, texts, held_out, share=share, n_ctx=n_ctx)
+            n_tokens = round(epochs * n)
+        recipe = _recipe(plan, asked, n_tokens, length, batch=batch, seed=seed)
         if plan.pairs and asked.compiled is None:  # little of their time is in what compiling makes faster: 8 % less
             asked = dataclasses.replace(asked, compiled=False)
         recipe = asked_recipe(asked, recipe, checkpoint.config.n_params(), device)
@@ -305,6 +292,50 @@ def _prepared(
     except OSError as error:
         raise GptcliError(f"{run} cannot be written: {error.strerror or error}") from error
     return plan
+
+
+def _write_pairs(
+    checkpoint: Checkpoint, run: Path, pairs: list[Pair], held_out: list[Pair], *, n_ctx: int | None, quiet: bool
+) -> tuple[int, int]:
+    """Writes the pairs that fit into the context; how many there are to learn, and the tokens of the longest."""
+    most = n_ctx or checkpoint.config.n_ctx
+    kept = [_fitting(checkpoint, part, most, quiet=quiet) for part in (pairs, held_out)]
+    if not kept[0]:
+        raise GptcliError(f"no pair is as short as the context of {most} tokens")
+    for name, part in zip(("train", "validation"), kept, strict=True):
+        lines = "".join(json.dumps(dataclasses.asdict(p), ensure_ascii=False) + "\n" for p, _ in part)
+        (run / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    return len(kept[0]), max(len(e.ids) for _, e in kept[0])
+
+
+def _write_text(
+    checkpoint: Checkpoint, run: Path, texts: list[str], held_out: list[str], *, share: float, n_ctx: int | None
+) -> tuple[int, int]:
+    """Writes a text as tokens; how many there are to predict, and in sequences of how many."""
+    from gptcli import corpus
+
+    tokens = corpus.write_tokens(
+        corpus.documents(texts), corpus.documents(held_out), run,
+        encode=lambda part: list(map(checkpoint.tokenizer.encode, part)),
+        n_vocab=checkpoint.config.n_vocab, end_id=_end(checkpoint), share=share, held_out=bool(held_out),
+    )  # fmt: skip
+    length = n_ctx or max(1, min(checkpoint.config.n_ctx, 512, tokens.n_train - 1))  # a short text is one sequence
+    corpus.check_length(tokens, length)
+    return tokens.n_train - 1, length
+
+
+def _recipe(plan: _Plan, asked: Asked, n_tokens: int, length: int, *, batch: int, seed: int) -> Recipe:
+    recipe = scaled(
+        n_tokens=asked.n_tokens(batch * length, length) or max(1, n_tokens),
+        n_ctx=length,
+        batch_tokens=batch * length,
+        learning_rate=(LORA_RATE if plan.lora else RATE) if asked.learning_rate is None else asked.learning_rate,
+        schedule=asked.schedule or "cosine",
+        optimizer=asked.optimizer or "adamw",
+        seed=seed,
+        growth=(0, 0),
+    )
+    return dataclasses.replace(recipe, weight_decay=0.0 if plan.lora else 0.1)
 
 
 def _fitting(checkpoint: Checkpoint, pairs: list[Pair], most: int, *, quiet: bool) -> list[tuple[Pair, Encoded]]:
@@ -342,19 +373,20 @@ def _resumed(out: Path, asked: Asked) -> _Plan:
     return dataclasses.replace(plan, recipe=changed(was, asked, out))
 
 
-def _load(name: str, device: str, *, adapter: bool) -> Checkpoint:
-    """In float32, as optimizers want it. Raises OutOfMemory where that cannot be trained."""
+def _load(name: str, device: str, *, adapter: bool, hint: str) -> Checkpoint:
+    """In float32, as optimizers want it. Raises OutOfMemory, with the hint, where that cannot be trained."""
     from gptcli.checkpoint import load_layout, pick_device
     from gptcli.layout import look
 
     layout = look(name)
-    check_training_fits(layout.config.n_params(), pick_device(device), n_moving=0 if adapter else None)
+    check_training_fits(layout.config.n_params(), pick_device(device), n_moving=0 if adapter else None, hint=hint)
     checkpoint = load_layout(layout, device=device, dtype="float32")
     checkpoint.decoder.requires_grad_(True)
     return checkpoint
 
 
-def _run(plan: _Plan, out: Path, device: str, watch: Watch) -> None:
+def _run(plan: _Plan, out: Path, device: str, watch: Watch, loaded: Checkpoint | None = None) -> None:
+    """Makes the steps that are left. loaded: the model, where a new run has it in memory."""
     from gptcli.checkpoint import save
     from gptcli.lora import attach, restore, save_adapter
     from gptcli.train import Training
@@ -366,7 +398,7 @@ def _run(plan: _Plan, out: Path, device: str, watch: Watch) -> None:
         return
     step = found.step if found else 0
     saved = str(found.folder) if found and plan.lora is None else plan.model
-    checkpoint = _load(saved, device, adapter=plan.lora is not None)
+    checkpoint = loaded or _load(saved, device, adapter=plan.lora is not None, hint=MORE_MEMORY)
     rank = plan.rank(checkpoint)
     if rank:
         attach(checkpoint, rank, seed=recipe.seed)

@@ -125,30 +125,23 @@ def changed(was: Recipe, asked: Asked, out: Path) -> Recipe:
 def begin(out: Path, recipe: Recipe, device: str, watch: Watch) -> tuple[bool, Save | None]:
     """Whether steps are left to do, and the save to go on from; None where there is none yet.
 
-    A recipe that was changed is written only here, when it is known that the run can go on. Raises UsageError for a
-    device that is not there or a compiler that is missing, BadCheckpoint for damaged saves.
+    Raises UsageError for a device that is not there or a compiler that is missing, BadCheckpoint for damaged saves.
     """
     from gptcli.checkpoint import pick_device
-    from gptcli.saves import drop_damaged, newest, read_json, replace_text
+    from gptcli.saves import drop_damaged, newest, read_json
 
     run = out / "run"
     check_compiler(recipe.compiled, pick_device(device).type)
     found = newest(run)
     published(out, found, watch)
-    kept = read_json(run / "recipe.json")
     if found and found.step >= recipe.n_steps:
         if not watch.quiet:
-            n = kept["recipe"]["n_steps"]
+            n = read_json(run / "recipe.json")["recipe"]["n_steps"]
             said = f"all {n} steps are done" if n == recipe.n_steps else f"{found.step} steps are done already"
             say(f"gptcli: {said}; --resume --steps N with more than that goes on")
         return False, found
-    with written(out):
-        if found:
-            drop_damaged(run, found)
-        if kept["recipe"] != dataclasses.asdict(recipe):
-            replace_text(
-                run / "recipe.json", json.dumps({**kept, "recipe": dataclasses.asdict(recipe)}, indent=2) + "\n"
-            )
+    if found:
+        drop_damaged(run, found)
     return True, found
 
 
@@ -228,12 +221,14 @@ def fit(
     Ctrl-C ends it after a save; so does an error, without one.
     """
     from gptcli.render.training import Panel, line
-    from gptcli.saves import publish, replace_text, write_save
+    from gptcli.saves import publish, read_json, replace_text, write_save
 
     run, n_steps = out / "run", training.recipe.n_steps
     n_moving = sum(p.numel() for p in training.parameters.values())  # of an adapter nothing else is saved
     kept = [record for record in metrics(out) if record["step"] <= training.step]
+    recipe = read_json(run / "recipe.json") | {"recipe": dataclasses.asdict(training.recipe)}
     with written(out):
+        replace_text(run / "recipe.json", json.dumps(recipe, indent=2) + "\n")  # changed, now that it can go on
         replace_text(out / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
     panel = Panel(tokenizer, n_steps, kept, coloured=watch.coloured) if hears() and not watch.quiet else None
     saved_at, said_at, last = time.monotonic(), -math.inf, None

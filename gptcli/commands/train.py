@@ -11,6 +11,7 @@ import typer
 
 from gptcli.commands import options as o
 from gptcli.commands.fitting import (
+    MORE_MEMORY,
     Asked,
     Watch,
     asked_recipe,
