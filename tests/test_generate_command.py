@@ -275,7 +275,9 @@ def test_the_seed_is_told_when_a_later_case_fails(tiny_gpt2: Path) -> None:
 @pytest.mark.parametrize("kind", ["--json", "--jsonl"])
 @pytest.mark.parametrize("n", [0, 1, 7])
 def test_there_are_as_many_candidates_as_were_asked_for_with_an_x_ray_too(tiny_gpt2: Path, kind: str, n: int) -> None:
-    done = quick("generate", "hello", "-m", tiny_gpt2, "-n", "2", "--xray", "--logprobs", str(n), kind)
+    done = quick(
+        "generate", "hello", "-m", tiny_gpt2, "-n", "2", "-t", "0", "--ignore-eos", "--xray", "--logprobs", str(n), kind
+    )
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     tokens = rows[0]["samples"][0]["tokens"] if kind == "--json" else [r for r in rows if r["type"] == "token"]
     assert [len(token["top"]) for token in tokens] == [n, n]
