@@ -150,12 +150,16 @@ def test_the_folder_of_a_run_is_held_once_and_let_go(tmp_path: Path) -> None:
 def test_a_file_system_without_locks_is_trained_on_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none(*_: object) -> None:
+    asked = list[object]()
+
+    def none(*words: object) -> None:
+        asked.append(words)
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", none)
     with alone(tmp_path / "run"):
-        pass
+        saved(tmp_path / "run", 1)
+    assert len(asked) == 1 and newest(tmp_path / "run")
 
 
 def test_a_run_that_fell_back_keeps_its_two_newest_sound_saves(tmp_path: Path) -> None:

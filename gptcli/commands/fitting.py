@@ -20,6 +20,8 @@ from gptcli.settings import Setting
 if TYPE_CHECKING:
     import torch
 
+    from gptcli.data import Batches
+    from gptcli.model import Decoder
     from gptcli.recipe import Recipe
     from gptcli.records import Progress
     from gptcli.saves import Save
@@ -143,6 +145,15 @@ def begin(out: Path, recipe: Recipe, device: str, watch: Watch) -> tuple[bool, S
     if found:
         drop_damaged(run, found)
     return True, found
+
+
+def training_from(decoder: Decoder, batches: Batches, recipe: Recipe, found: Save | None) -> Training:
+    """A training that goes on from its save, or from its beginning."""
+    from gptcli.train import Training
+
+    if found is None:
+        return Training(decoder, batches, recipe)
+    return Training(decoder, batches, recipe, step=found.step, n_tokens=found.n_tokens, state=found.state)
 
 
 def check_training_fits(n_params: int, device: torch.device, *, hint: str, n_moving: int | None = None) -> None:

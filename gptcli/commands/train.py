@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.commands import options as o
+from gptcli.commands import run_options as r
 from gptcli.commands.fitting import (
     MORE_MEMORY,
     Asked,
@@ -22,6 +23,7 @@ from gptcli.commands.fitting import (
     empty_out,
     fit,
     manner,
+    training_from,
 )
 from gptcli.commands.given import refuse_given
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound, UsageError
@@ -53,39 +55,39 @@ def train(
         ),
     ] = None,
     out: o.Out = None,
-    resume: o.Resume = False,
+    resume: r.Resume = False,
     size: Annotated[
-        str, typer.Option("--size", metavar="NAME", rich_help_panel=o.TRAINED, help=f"One of {', '.join(SIZES)}.")
+        str, typer.Option("--size", metavar="NAME", rich_help_panel=r.TRAINED, help=f"One of {', '.join(SIZES)}.")
     ] = "micro",
-    n_layer: Annotated[int | None, o.shape("--layers", "Decoder layers, instead of the size's.")] = None,
-    d_model: Annotated[int | None, o.shape("--width", "Numbers in a token's vector.")] = None,
-    n_head: Annotated[int | None, o.shape("--heads", "Heads in each layer.")] = None,
-    n_ctx: Annotated[int | None, o.shape("--context", "Tokens that the model can see.")] = None,
-    window: Annotated[int | None, o.shape("--window", "Tokens that its locally banded layers see.")] = None,
-    n_vocab: Annotated[int | None, o.shape("--vocab", "Tokens of the vocabulary.")] = None,
+    n_layer: Annotated[int | None, r.shape("--layers", "Decoder layers, instead of the size's.")] = None,
+    d_model: Annotated[int | None, r.shape("--width", "Numbers in a token's vector.")] = None,
+    n_head: Annotated[int | None, r.shape("--heads", "Heads in each layer.")] = None,
+    n_ctx: Annotated[int | None, r.shape("--context", "Tokens that the model can see.")] = None,
+    window: Annotated[int | None, r.shape("--window", "Tokens that its locally banded layers see.")] = None,
+    n_vocab: Annotated[int | None, r.shape("--vocab", "Tokens of the vocabulary.")] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
-            "--tokenizer", metavar="PATH", rich_help_panel=o.TRAINED, help="Use this one, and do not train a new one."
+            "--tokenizer", metavar="PATH", rich_help_panel=r.TRAINED, help="Use this one, and do not train a new one."
         ),
     ] = None,
     tokens: Annotated[
-        str | None, o.number("--tokens", "Train on so many: 20M. \\[20 a parameter, at most 4 passes]")
+        str | None, r.number("--tokens", "Train on so many: 20M. \\[20 a parameter, at most 4 passes]")
     ] = None,
-    steps: o.Steps = None,
-    batch_tokens: Annotated[int | None, o.count("--batch-tokens", "Tokens of a step. \\[the size's]")] = None,
-    learning_rate: o.LearningRate = None,
-    schedule: o.ScheduleName = None,
-    optimizer: o.OptimizerName = None,
-    seed: o.RunSeed = 0,
-    validation: o.Validation = None,
-    validation_share: o.ValidationShare = 0.01,
-    precision: o.PrecisionName = None,
-    micro_batch: o.MicroBatch = None,
-    compiled: o.Compile = None,
+    steps: r.Steps = None,
+    batch_tokens: Annotated[int | None, r.count("--batch-tokens", "Tokens of a step. \\[the size's]")] = None,
+    learning_rate: r.LearningRate = None,
+    schedule: r.ScheduleName = None,
+    optimizer: r.OptimizerName = None,
+    seed: r.RunSeed = 0,
+    validation: r.Validation = None,
+    validation_share: r.ValidationShare = 0.01,
+    precision: r.PrecisionName = None,
+    micro_batch: r.MicroBatch = None,
+    compiled: r.Compile = None,
     device: o.Device = None,
-    save_every: o.SaveEvery = None,
-    validate_every: o.ValidateEvery = None,
+    save_every: r.SaveEvery = None,
+    validate_every: r.ValidateEvery = None,
     quiet: o.Quiet = None,
     color: o.PlainColor = None,
 ) -> None:
@@ -119,7 +121,7 @@ def train(
         return
     if not corpus:
         raise UsageError("there is nothing to train on", hint="gptcli train FILE... --out DIR; - for stdin")
-    o.check_share(validation_share)
+    r.check_share(validation_share)
     from gptcli.corpus import find, find_held_out
 
     held_out = find_held_out(validation or ())
@@ -258,7 +260,6 @@ def _run(out: Path, recipe: Recipe, device: str, watch: Watch) -> None:
     from gptcli.corpus import Tokens, check_tokenizer
     from gptcli.data import Windows
     from gptcli.saves import read_json
-    from gptcli.train import Training
 
     run = out / "run"
     tokens = Tokens(**read_json(run / "tokens.json"))
@@ -266,21 +267,14 @@ def _run(out: Path, recipe: Recipe, device: str, watch: Watch) -> None:
     left, found = begin(out, recipe, device, watch)
     if not left:
         return
-    step = found.step if found else 0
     checkpoint = _checkpoint(run, found.folder if found else None, pick_device(device), recipe.seed)
     batches = Windows(run, tokens, n_ctx=recipe.n_ctx, seed=recipe.seed)
-    training = Training(
-        checkpoint.decoder,
-        batches,
-        recipe,
-        step=step,
-        n_tokens=found.n_tokens if found else 0,
-        state=found.state if found else None,
-    )
+    training = training_from(checkpoint.decoder, batches, recipe, found)
     if not watch.quiet:
         n, total = checkpoint.config.n_params(), recipe.n_tokens(recipe.n_steps)
+        n_left = recipe.n_steps - training.step
         say(
-            f"gptcli: {n:,} parameters, {recipe.n_steps - step} steps of {recipe.batch} x {recipe.n_ctx} tokens, "
+            f"gptcli: {n:,} parameters, {n_left} steps of {recipe.batch} x {recipe.n_ctx} tokens, "
             f"{total / tokens.n_train:.2f} passes over {tokens.n_train:,} tokens, " + manner(recipe)
         )
     fit(training, out, lambda folder: save(checkpoint, folder), checkpoint.tokenizer, watch)
