@@ -26,6 +26,7 @@ from gptcli.rows import RowKeys, Rows
 
 OfEach = Tensor | list[Tensor]  # the same for all new tokens, or one of each
 Angles = dict[Rope, tuple[Tensor, Tensor]]  # cos and sin of the positions in use, each [positions, dim]
+BLOCK = 256  # queries of attend_blocks
 
 
 class Tape(Protocol):
@@ -113,6 +114,8 @@ class Attention(nn.Module):
             k, v = keys.append(k, v)  # [B, K, S, D]
         if few_rows(x) and B == 1:  # k and v may be lists there
             mask, z = None, attend_each(q, k, v, layer.window, layer.scale, c.attn_softcap)
+        elif keys is None and tape is None and compiles_step(q):
+            mask, z = None, attend_blocks(q, k, v, layer.window, layer.scale, c.attn_softcap)
         else:
             mask = visible(T, k.shape[2], layer.window, x.device, keys.lengths if keys else None)
             z = attend(q, k, v, mask, layer.scale, c.attn_softcap)  # [B, H, T, D]
@@ -139,7 +142,7 @@ def visible(T: int, S: int, window: int | None, device: torch.device, lengths: T
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
     """softmax(scale q.k) v over the visible keys. q: [B, H, T, D]; k, v: [B, K, S, D], shared by H/K neighbours."""
-    T, S = q.shape[2], k.shape[2]
+    T = q.shape[2]
     if slow(q, T):
         return attend(q.float(), k.float(), v.float(), mask, scale, softcap).to(q.dtype)
     if softcap is None and T == 1 and (mask is None or mask.ndim == 4):
@@ -149,14 +152,47 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, s
     if softcap is None:
         share = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=share)
-    n_shared = q.shape[1] // k.shape[1]
+    return attend_written(q, k, v, mask, scale, softcap)
+
+
+def attend_written(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+    """The same as the formula stands: all scores at once, and so in memory."""
+    T, S, n_shared = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(n_shared, 1), v.repeat_interleave(n_shared, 1)
-    scores = softcap * torch.tanh((q @ k.transpose(-1, -2)) * scale / softcap)  # [B, H, T, S]
+    scores = q @ k.transpose(-1, -2) * scale  # [B, H, T, S]
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if mask is None and T > 1:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.float().softmax(-1).to(v.dtype) @ v
+
+
+def attend_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, softcap: float | None) -> Tensor:
+    """The same for whole texts, a block of queries after the other: none meets keys that no query of it sees.
+
+    q: [B, H, T, D]; k, v: [B, K, T, D].
+    """
+    T, start, blocks = q.shape[2], 0, []
+    while start < T:  # compared, so that lengths of as many blocks are compiled once; range would ask which it is
+        stop = start + BLOCK if start + BLOCK < T else T
+        first = max(0, start + 1 - window) if window else 0
+        mask = visible(stop - start, stop - first, window, q.device)
+        asked, keys, values = q[:, :, start:stop], k[:, :, first:stop], v[:, :, first:stop]
+        blocks.append(attend_written(asked, keys, values, mask, scale, softcap))
+        start += BLOCK
+    return torch.cat(blocks, 2)
+
+
+def compiles_step(q: Tensor) -> bool:
+    """Whether this is a step of training in bfloat16, being compiled for a CPU.
+
+    There the formula, forward and back, takes the compiler's code half the time of PyTorch's own attention, as long as
+    the sequences are few and their scores stay in the processor's cache (`train.CACHED_TOKENS`).
+    """
+    learns = torch.compiler.is_compiling() and torch.is_grad_enabled()
+    return learns and q.device.type == "cpu" and q.dtype == torch.bfloat16
 
 
 def attend_each(q: Tensor, k: OfEach, v: OfEach, window: int | None, scale: float, softcap: float | None) -> Tensor:
