@@ -7,6 +7,7 @@ spelled out: the compiler makes one loop of it that converts, multiplies and add
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 GROUP = 32  # weights of a row that share a scale, in 4 bits
 LANES = 32  # numbers that torch's 8-bit kernel takes at a time: of a row of another length it reads past the end
 FEW = 8  # rows of the compiled pass of a few tokens; up to so many, a matrix is multiplied as it lies
+SMALL = 2**16  # numbers of a matrix, below which calling oneDNN costs more than it wins
+SWAPPED = 64  # rows up to which oneDNN is given the matrix first
 AT_ONCE = 2**20  # numbers of a matrix that are made float32 at a time for a product, 4 MiB
 ROUNDED_AT_ONCE = 2**18  # and to be rounded: larger rooms, made and left between what stays, scatter the memory
 PARTS, FITS = (1.0, 0.95, 0.9, 0.85, 0.8), 4  # what rounding to 4 bits tries
@@ -25,7 +28,12 @@ TINY = 1e-30  # a scale is never 0
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b, in the dtype of x."""
     if not few_rows(x):
-        return in_float32(x, weight, bias) if slow(x, x.numel() // x.shape[-1]) else F.linear(x, weight, bias)
+        rows = x.numel() // x.shape[-1]
+        if slow(x, rows):
+            return in_float32(x, weight, bias)
+        if wants_onednn(x, weight, rows):
+            return by_onednn(x.reshape(rows, -1), weight, bias).view(*x.shape[:-1], -1)
+        return F.linear(x, weight, bias)
     y = rows_times(x, weight)
     return (y if bias is None else y + bias.float()).to(x.dtype).view(*x.shape[:-1], -1)
 
@@ -57,6 +65,37 @@ def slow(x: Tensor, rows: int) -> bool:
     if rows < FEW or torch.is_grad_enabled() or torch.compiler.is_compiling():  # the compiler warns of what is kept
         return False
     return emulated(x.dtype, x.device.type)
+
+
+@cache
+def held_back(device: str) -> bool:
+    """Whether F.linear leaves half of the processor unused in float32, where it is MKL's.
+
+    MKL keeps to AVX2 on AMD's processors. oneDNN, which torch has too, takes AVX-512 there, and half the time.
+    """
+    if device != "cpu" or not torch._C._has_mkldnn:
+        return False
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(has.get("avx512_f")) and str(has.get("cpu_name")).startswith("AMD")
+
+
+def wants_onednn(x: Tensor, weight: Tensor, rows: int) -> bool:
+    """Whether a product of so many rows is better made by oneDNN than by F.linear; for one that is small, it is not."""
+    if rows < FEW or weight.numel() < SMALL or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    if not (x.dtype == weight.dtype == torch.float32 and held_back(x.device.type)):
+        return False
+    return not torch.is_autocast_enabled("cpu")  # that knows F.linear alone
+
+
+def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b, by oneDNN's product. [R, K], [N, K] -> [R, N]."""
+    product: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
+    if len(x) > SWAPPED:
+        return product(x, weight, bias, "none", [], "")
+    # the matrix stands where the vectors should: there it is read as it lies, and not put in another order first
+    y = product(weight, x, None, "none", [], "").T.contiguous()
+    return y if bias is None else y.add_(bias)
 
 
 def in_float32(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from gptcli.errors import CheckFailed
 from gptcli.lens import BOUNDS, end_of, head_of, in_slices, scores
+from gptcli.linear import held_back
 from gptcli.model import Block, Decoder, Tape
 from gptcli.records_xray import Strip
 from gptcli.trace import Part
 
-SLICE = 768  # tokens read at once: 768 rows of 576 numbers are 1.8 MB
+SLICE, WIDE_SLICE = 768, 4096  # tokens read at once: 768 rows of 576 numbers are 1.8 MB; oneDNN cuts them itself
 
 
 class Strips:
@@ -30,7 +31,7 @@ class Strips:
         self._decoder, self._edits, self._size = decoder, edits, size
         self.only_states = edits is None
         n_vocab, on_cpu = decoder.config.n_vocab, decoder.embed.weight.device.type == "cpu"
-        self._n = SLICE if on_cpu else n_vocab
+        self._n = (WIDE_SLICE if held_back("cpu") else SLICE) if on_cpu else n_vocab
         self._slices = list(in_slices(end_of(decoder), self._n))
         shape, dtype = (decoder.config.n_layer + 1, n_vocab), head_of(self._slices[0]).dtype
         # kept from token to token, because fresh memory is slow

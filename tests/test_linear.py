@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from zoo import built
 
 from gptcli import linear, load
-from gptcli.linear import FEW, Int8, in_float32
+from gptcli.linear import FEW, Int8, in_float32, wants_onednn
 
 
 @pytest.fixture
@@ -92,3 +93,32 @@ def test_8_bits_read_a_row_of_any_length_and_nothing_behind_it(K: int, rows: int
     expected = x @ matrix.whole().T
     for _ in range(5):
         assert (matrix(x) - expected).abs().max() <= 0.02 * expected.abs().max()
+
+
+@pytest.mark.skipif(not torch._C._has_mkldnn, reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize("rows", [9, 120])
+@pytest.mark.parametrize("bias", [False, True])
+def test_onednn_s_products_are_f_linear_s(bias: bool, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where MKL is held back; here on any processor."""
+    monkeypatch.setattr(linear, "held_back", lambda device: True)
+    rng = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(rows // 3, 3, 384, generator=rng).transpose(0, 1), torch.randn(500, 384, generator=rng)
+    b = torch.randn(500, generator=rng) if bias else None
+    with torch.inference_mode():
+        assert wants_onednn(x, weight, rows)
+        y, same = linear.linear(x, weight, b), F.linear(x, weight, b)
+    assert y.shape == same.shape
+    assert float((y - same).abs().max()) < 1e-5 * float(same.abs().max())
+
+
+def test_f_linear_makes_what_is_learned_from_and_what_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "held_back", lambda device: True)
+    x, weight = torch.randn(16, 256), torch.randn(256, 256)
+    assert not wants_onednn(x, weight, 16)  # gradients are on: oneDNN's product has none
+    with torch.no_grad():
+        assert wants_onednn(x, weight, 16)
+        assert not wants_onednn(x[:7], weight, 7)
+        assert not wants_onednn(x, weight[:255], 16)
+        assert not wants_onednn(x.bfloat16(), weight.bfloat16(), 16)
+        with torch.autocast("cpu", torch.bfloat16):  # it would stay in float32 there
+            assert not wants_onednn(x, weight, 16)
