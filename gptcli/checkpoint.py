@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections import defaultdict
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from gptcli.compiled import Pass, find
 from gptcli.config import Config
+from gptcli.disk import flush, settle
 from gptcli.errors import BadCheckpoint, GptcliError, UsageError
 from gptcli.families import FAMILIES
 from gptcli.few import FewTokens
@@ -277,7 +277,7 @@ def save(checkpoint: Checkpoint, folder: Path | str) -> None:
         for companion in COMPANIONS:
             if companion != GENERATION_CONFIG and (checkpoint.folder / companion).is_file():
                 shutil.copyfile(checkpoint.folder / companion, temporary / companion)
-        settle_files(temporary)
+        settle(temporary)
         temporary.replace(folder)
         flush(folder.parent)
     except (OSError, SafetensorError) as error:
@@ -286,23 +286,3 @@ def save(checkpoint: Checkpoint, folder: Path | str) -> None:
     finally:
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def settle_files(folder: Path) -> None:
-    """Ordinary permissions instead of the private ones of temporary files, and everything on the disk."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for file in folder.iterdir():
-        file.chmod(0o666 & ~umask)
-        flush(file)
-    folder.chmod(0o777 & ~umask)
-    flush(folder)
-
-
-def flush(path: Path) -> None:
-    """Has the file or the folder on the disk, not only in memory."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

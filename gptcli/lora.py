@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gptcli.checkpoint import Checkpoint, settle_files
+from gptcli.checkpoint import Checkpoint
+from gptcli.disk import settle
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound, Unsupported, UsageError
 from gptcli.families import FAMILIES, Family
 from gptcli.fixes import CONV1D, Fix
@@ -163,7 +164,7 @@ def save_adapter(checkpoint: Checkpoint, rank: Rank, folder: Path) -> None:
     try:
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        settle_files(folder)
+        settle(folder)
     except (OSError, SafetensorError) as error:
         reason = error.strerror or error if isinstance(error, OSError) else error
         raise GptcliError(f"cannot save to {folder}: {reason}") from error

@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gptcli.checkpoint import flush, settle_files
+from gptcli.disk import flush, replace_text, settle
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound
 from gptcli.folder import read_object
 from gptcli.memory import human
@@ -86,7 +86,7 @@ def write_save(
         _write(temporary / "state.json", {"step": step, "n_tokens": n_tokens})
         files = {p.name: {"size": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(temporary.iterdir())}
         _write(temporary / "manifest.json", {"step": step, "files": files, "versions": versions()})
-        settle_files(temporary)
+        settle(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
         flush(steps)
@@ -195,18 +195,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise NotFound(f"{path} is not there", hint="--resume goes on with the run in --out")
     return read_object(path)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a small file so that it is there whole or as it was."""
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        flush(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    flush(path.parent)
 
 
 def versions() -> dict[str, str]:

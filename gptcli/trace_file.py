@@ -10,11 +10,11 @@ import json
 import math
 import mmap
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from gptcli import records_xray as records
+from gptcli.disk import whole
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound, UsageError
 from gptcli.folder import parse_json, read_header
 from gptcli.records_xray import SCHEMA, Scan, Walk
@@ -42,22 +42,12 @@ def save(scan: Scan, path: Path | str) -> None:
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        with whole(path) as beside, beside.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for table in tables.values():
                 file.write(table.data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         raise GptcliError(f"cannot save {path}: {error.strerror}") from None
 
 

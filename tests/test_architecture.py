@@ -36,7 +36,7 @@ TERMINAL = {"rich", "typer"}
 
 # each floor may import from itself and from the floors below it
 FLOORS = [
-    ("errors", "user_cache"),
+    ("errors", "disk", "user_cache"),
     ("records", "records_xray", "tables", "config", "sampling", "recipe", "presets"),
     ("config_json", "fixes", "folder", "settings", "text_stream", "places"),
     ("configs", "memory", "tokens", "cache", "rope", "rows", "sample", "certain", "linear"),

@@ -165,7 +165,7 @@ def test_a_failed_save_leaves_nothing_behind(tiny_gpt2: Path, tmp_path: Path, mo
         raise OSError(28, "No space left on device")
 
     checkpoint = load(str(tiny_gpt2))
-    monkeypatch.setattr("gptcli.checkpoint.os.fsync", full)
+    monkeypatch.setattr("gptcli.disk.os.fsync", full)
     with pytest.raises(Exception, match="No space left on device"):
         save(checkpoint, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptcli.disk import replace_text
 from gptcli.errors import GptcliError, UsageError
 from gptcli.render import theme
 from gptcli.render.output import hears, say
@@ -187,7 +188,7 @@ def written(out: Path) -> Iterator[None]:
 
 def published(out: Path, found: Save | None, watch: Watch) -> None:
     """What a run that goes on finds: its newest save is what `out` holds, and a person is told of damaged ones."""
-    from gptcli.saves import publish, replace_text
+    from gptcli.saves import publish
 
     if found is None:
         return
@@ -232,7 +233,7 @@ def fit(
     Ctrl-C ends it after a save; so does an error, without one.
     """
     from gptcli.render.training import Panel, line
-    from gptcli.saves import publish, read_json, replace_text, write_save
+    from gptcli.saves import publish, read_json, write_save
 
     run, n_steps = out / "run", training.recipe.n_steps
     n_moving = sum(p.numel() for p in training.parameters.values())  # of an adapter nothing else is saved
