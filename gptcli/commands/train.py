@@ -185,7 +185,8 @@ def _prepared(
 ) -> Recipe:
     """Writes run/: tokenizer, tokens, recipe.json last."""
     from gptcli import corpus
-    from gptcli.saves import clear, replace_text, versions
+    from gptcli.disk import replace_text
+    from gptcli.saves import clear, versions
 
     run = out / "run"
     hear = (lambda text: None) if quiet else say

@@ -91,7 +91,8 @@ def prepared(
     """Writes run/: the data as it will be shown, the tokenizer, recipe.json last."""
     from gptcli import corpus
     from gptcli.checkpoint import COMPANIONS
-    from gptcli.saves import clear, replace_text, versions
+    from gptcli.disk import replace_text
+    from gptcli.saves import clear, versions
 
     run = out / "run"
     try:
