@@ -73,10 +73,15 @@ def test_a_wrong_name_is_an_error_before_anything_is_measured(
 
 
 def test_the_heading_names_the_machine_and_the_versions_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = machine.Machine(threads=2, read_bytes_per_s=2.9e10, float32_flops=2e11, bfloat16_flops=1e11)
+    here = machine.Machine(
+        threads=2, read_bytes_per_s=2.9e10, float32_flops=2e11, torch_float32_flops=1.5e11, bfloat16_flops=1e11
+    )
     monkeypatch.setattr(machine, "measure", lambda: here)
     first, second = machine.heading().splitlines()
-    assert first == "machine: 2 threads, reads 29.0 GB/s, multiplies 0.2 TFLOP/s in float32, 0.1 in bfloat16"
+    assert (
+        first
+        == "machine: 2 threads, reads 29.0 GB/s, multiplies 0.2 TFLOP/s in float32 (0.15 by a @ b), 0.1 in bfloat16"
+    )
     assert f"torch {version('torch')}, transformers {version('transformers')}" in second
     assert ("ctranslate2" in second) is (find_spec("ctranslate2") is not None)
 

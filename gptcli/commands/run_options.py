@@ -11,14 +11,9 @@ from gptcli.errors import UsageError
 TRAINED, RUN = "Model", "Run"
 
 
-def shape(name: str, text: str) -> Any:
-    """An option that changes one number of a size."""
-    return typer.Option(name, metavar="N", rich_help_panel=TRAINED, show_default=False, min=1, help=text)
-
-
-def count(name: str, text: str) -> Any:
-    """An option that counts something of a training run."""
-    return typer.Option(name, metavar="N", rich_help_panel=RUN, show_default=False, min=1, help=text)
+def count(name: str, text: str, panel: str = RUN) -> Any:
+    """An option that counts something of a training run, or of the model that is trained."""
+    return typer.Option(name, metavar="N", rich_help_panel=panel, show_default=False, min=1, help=text)
 
 
 def number(name: str, text: str) -> Any:

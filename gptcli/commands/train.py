@@ -59,12 +59,12 @@ def train(
     size: Annotated[
         str, typer.Option("--size", metavar="NAME", rich_help_panel=r.TRAINED, help=f"One of {', '.join(SIZES)}.")
     ] = "micro",
-    n_layer: Annotated[int | None, r.shape("--layers", "Decoder layers, instead of the size's.")] = None,
-    d_model: Annotated[int | None, r.shape("--width", "Numbers in a token's vector.")] = None,
-    n_head: Annotated[int | None, r.shape("--heads", "Heads in each layer.")] = None,
-    n_ctx: Annotated[int | None, r.shape("--context", "Tokens that the model can see.")] = None,
-    window: Annotated[int | None, r.shape("--window", "Tokens that its locally banded layers see.")] = None,
-    n_vocab: Annotated[int | None, r.shape("--vocab", "Tokens of the vocabulary.")] = None,
+    n_layer: Annotated[int | None, r.count("--layers", "Decoder layers, instead of the size's.", r.TRAINED)] = None,
+    d_model: Annotated[int | None, r.count("--width", "Numbers in a token's vector.", r.TRAINED)] = None,
+    n_head: Annotated[int | None, r.count("--heads", "Heads in each layer.", r.TRAINED)] = None,
+    n_ctx: Annotated[int | None, r.count("--context", "Tokens that the model can see.", r.TRAINED)] = None,
+    window: Annotated[int | None, r.count("--window", "Tokens that its locally banded layers see.", r.TRAINED)] = None,
+    n_vocab: Annotated[int | None, r.count("--vocab", "Tokens of the vocabulary.", r.TRAINED)] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
