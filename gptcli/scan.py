@@ -15,21 +15,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gptcli.attention import role_scores, shared, sink_share
+from gptcli import proof
+from gptcli.attention import role_scores, sink_share
 from gptcli.checkpoint import Checkpoint
-from gptcli.errors import CheckFailed, UsageError
+from gptcli.errors import UsageError
 from gptcli.generation import generate
 from gptcli.ledger import Ledger, head_ledger, ledger, logits, refusal
-from gptcli.lens import BOUNDS, WIDE, Lens, depth, disagreement, norms, read
+from gptcli.lens import Lens, depth, norms, read
 from gptcli.model import Tape
 from gptcli.records import Prompt, Step
-from gptcli.records_xray import Attention, Book, Cells, Check, Lengths, Roles, Scan
+from gptcli.records_xray import Attention, Book, Cells, Lengths, Roles, Scan
 from gptcli.sampling import Sampling
 from gptcli.tables import Table
 from gptcli.trace import Trace
 
 GREEDY = Sampling(temperature=0)
-LEDGER_BOUND = 1e-4  # of all that is added up
 N_SOURCES = 3  # positions that a head's row of the ledger names
 N_NUMBERS = 48  # of a vector that are kept to be drawn
 MOST_PATTERNS = 1 << 25  # numbers
@@ -95,41 +95,26 @@ def scan(
     heads: the ledger down to heads and sources. attention: every pattern. edits: the run's, to check it by computing
     the prompt once more; `edited`: what they are, in words. Raises CheckFailed when the numbers contradict the model's.
     """
-    c, decoder, trace, ids = checkpoint.config, checkpoint.decoder, done.trace, done.ids
-    states, T, n_prompt, size = trace.states, trace.n_positions, len(done.prompt.ids), checkpoint.n_tokens
-    written = torch.tensor(ids[n_prompt:], dtype=torch.long)
-    watch = torch.zeros(T, 1, dtype=torch.long, device=states.device)
-    watch[T - len(written) :, 0] = written
-    end = read(decoder, states[-1:], watch=watch, top=2, size=size)
-    last, said = end.ids[0], end.watched[0, T - len(written) :, 0]  # [T, 2], [answer]
-    answers = last[:, 0].clone()
-    answers[T - len(written) :] = written
-    rivals = torch.where(last[:, 0] == answers, last[:, -1], last[:, 0])
-    watch = answers[:, None].to(states.device)
-    cells = range(T) if cells is None else cells
-    at = slice(None) if len(cells) == T else torch.tensor(cells, device=states.device)
-    lens = read(decoder, states[:, at], watch=watch[at], top=top, size=size)
+    c, trace, ids = checkpoint.config, done.trace, done.ids
+    last = _last(checkpoint, done)
+    cells = range(trace.n_positions) if cells is None else cells
+    every = slice(None) if len(cells) == trace.n_positions else list(cells)
+    lens = _read(checkpoint, trace.states[:, every], last.answers[every], top)
     middle = None
     if between and not c.parallel:
-        mid = torch.tensor(between, device=states.device)
-        middles = torch.stack([trace.mid_of(i)[mid] for i in range(c.n_layer)])
-        middle = read(decoder, middles, final=states[-1, mid], watch=watch[mid], top=top, size=size)
-    books = []
-    if not refusal(decoder):
-        target, rival = answers.to(states.device), rivals.to(states.device)
-        own = logits(decoder, states[-1], torch.stack([target, rival]))
-        books = [(True, ledger(trace, target, rival, own=own)), (False, ledger(trace, target, own=own))]
-    check = _check(checkpoint, done, cells, said, [book for _, book in books], edits)
+        at = torch.tensor(between, device=trace.states.device)
+        middles = torch.stack([trace.mid_of(i)[at] for i in range(c.n_layer)])
+        middle = _read(checkpoint, middles, last.answers[list(between)], top, final=trace.states[-1, at])
+    books = _books(checkpoint, trace, last)
+    own = [book for _, book in books]
+    check = proof.check(checkpoint, trace, done.prompt, done.steps, cells=cells, said=last.said, books=own, edits=edits)
     looks = _attention(trace) if attention else None
     if heads and not looks:  # whose sources are shown
-        _gathered(trace)
-    named = {*ids, *answers.tolist(), *rivals.tolist(), *lens.ids.flatten().tolist()}
-    if middle:
-        named |= {*middle.ids.flatten().tolist()}
-    length = norms(trace)
-    numbers = torch.stack([trace.embed[:, :N_NUMBERS], states[-1, :, :N_NUMBERS]])
+        proof.pattern_error(trace)
+    named = {*ids, *last.answers.tolist(), *last.rivals.tolist()}
+    for found in (lens, middle):
+        named |= set() if found is None else {*found.ids.flatten().tolist()}
     pieces, special = spelled(checkpoint, named)
-    rows = ("emb", *(f"L{i}" for i in range(c.n_layer)))
     return Scan(
         model=checkpoint.name,
         family=checkpoint.family,
@@ -142,14 +127,14 @@ def scan(
         parallel=c.parallel,
         edits=tuple(edited),
         ids=ids,
-        n_prompt=n_prompt,
-        answers=tuple(answers.tolist()),
-        rivals=tuple(rivals.tolist()),
-        depth=tuple(depth(lens.ids[..., 0], watch[at, 0].cpu()).tolist()),
-        vectors=table(numbers.float()),
-        cells=_cells(lens, rows, cells),
+        n_prompt=len(done.prompt.ids),
+        answers=tuple(last.answers.tolist()),
+        rivals=tuple(last.rivals.tolist()),
+        depth=tuple(depth(lens.ids[..., 0], last.answers[every]).tolist()),
+        vectors=table(torch.stack([trace.embed[:, :N_NUMBERS], trace.states[-1, :, :N_NUMBERS]]).float()),
+        cells=_cells(lens, ("emb", *(f"L{i}" for i in range(c.n_layer))), cells),
         between=_cells(middle, tuple(f"L{i} attn" for i in range(c.n_layer)), between) if middle else None,
-        lengths=Lengths(**{name: table(x) for name, x in vars(length).items()}),
+        lengths=Lengths(**{name: table(x) for name, x in vars(norms(trace)).items()}),
         books=tuple(_book(trace, book, against, heads=heads) for against, book in books),
         check=check,
         pieces=pieces,
@@ -157,6 +142,43 @@ def scan(
         attention=looks,
         seed=done.seed,
     )
+
+
+@dataclass(frozen=True)
+class _Last:
+    """What the last layer says at every position."""
+
+    answers: Tensor  # [T]: the token that was written behind it, or its best guess
+    rivals: Tensor  # [T]: the best other one
+    said: Tensor  # [answer]: log-probabilities of what was written
+
+
+def _last(checkpoint: Checkpoint, done: Run) -> _Last:
+    states, T, n_prompt = done.trace.states, done.trace.n_positions, len(done.prompt.ids)
+    written = torch.tensor(done.ids[n_prompt:], dtype=torch.long)
+    asked = torch.zeros(T, dtype=torch.long)
+    asked[T - len(written) :] = written
+    lens = _read(checkpoint, states[-1:], asked, top=2)
+    best = lens.ids[0]  # [T, 2]
+    answers = best[:, 0].clone()
+    answers[T - len(written) :] = written
+    rivals = torch.where(best[:, 0] == answers, best[:, -1], best[:, 0])
+    return _Last(answers, rivals, lens.watched[0, T - len(written) :, 0])
+
+
+def _read(checkpoint: Checkpoint, states: Tensor, answers: Tensor, top: int, final: Tensor | None = None) -> Lens:
+    """states: [R, T, C]; answers: [T], of which it is read how likely they are."""
+    watch = answers[:, None].to(states.device)
+    return read(checkpoint.decoder, states, final=final, watch=watch, top=top, size=checkpoint.n_tokens)
+
+
+def _books(checkpoint: Checkpoint, trace: Trace, last: _Last) -> list[tuple[bool, Ledger]]:
+    """The ledger of the answers against their rivals, and that of the answers alone; none where a logit is no sum."""
+    decoder, (target, rival) = checkpoint.decoder, (x.to(trace.states.device) for x in (last.answers, last.rivals))
+    if refusal(decoder):
+        return []
+    own = logits(decoder, trace.states[-1], torch.stack([target, rival]))
+    return [(True, ledger(trace, target, rival, own=own)), (False, ledger(trace, target, own=own))]
 
 
 def table(x: Tensor) -> Table:
@@ -210,17 +232,10 @@ def _cells(lens: Lens, rows: tuple[str, ...], positions: Sequence[int]) -> Cells
 
 def _book(trace: Trace, book: Ledger, against_rival: bool, *, heads: bool) -> Book:
     shares, biases, at, values = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
-    n, dtype = min(N_SOURCES, trace.n_positions), trace.embed.dtype
-    bound = LEDGER_BOUND if dtype in WIDE else BOUNDS[dtype]
+    n = min(N_SOURCES, trace.n_positions)
     for i in range(trace.config.n_layer) if heads else ():  # one by one: every source of every head is a large table
         split = head_ledger(trace, i, book.direction)
-        if not split.relative_error <= bound:
-            raise CheckFailed(
-                f"the x-ray does not hold, so it is not shown: the heads of L{i} do not add up to its attention "
-                f"(relative error {split.relative_error:.1e})",
-                hint=f"the bound in {_name(dtype)} is {bound:.0e}; how heads share the output matrix, its bias or the "
-                "norm behind it was misread",
-            )
+        proof.heads_error(split, i, trace.embed.dtype)
         shares.append(split.heads)
         biases.append(split.bias)
         at.append(split.sources.abs().topk(n, -1).indices)  # [H, T, n]
@@ -244,105 +259,12 @@ def _attention(trace: Trace) -> Attention:
     c, T = trace.config, trace.n_positions
     if (n := c.n_layer * c.n_head * T * T) > MOST_PATTERNS:
         raise UsageError(f"{n:,} numbers of attention are too many to keep", hint="a shorter text, or fewer tokens")
-    patterns, sinks, error = [], [], _gathered(trace)
+    patterns, sinks, error = [], [], proof.pattern_error(trace)
     for i in range(c.n_layer):
         pattern = trace.pattern_of(i)
         patterns.append(pattern.half())
         sinks.append(sink_share(pattern))
     return Attention(patterns=table(torch.stack(patterns)), sink=table(torch.stack(sinks)), error=error)
-
-
-def _gathered(trace: Trace) -> float:
-    """How far what the patterns gather is from what the heads did, relative. Raises CheckFailed."""
-    c, errors = trace.config, []
-    for i in range(c.n_layer):
-        pattern = trace.pattern_of(i)
-        gathered = pattern @ shared(trace.v[i], c.n_head).to(pattern.dtype)
-        z = trace.z[i].to(pattern.dtype)
-        off = (gathered - z).abs().masked_fill(trace.replaced(i)[..., None].to(z.device), 0)
-        errors.append(off.max() / z.abs().max().clamp(min=1e-30))
-    bound, error = BOUNDS[trace.z.dtype], float(torch.stack(errors).max())  # Python's max would lose a NaN
-    if not error <= 2 * bound:
-        raise CheckFailed(
-            f"the x-ray does not hold, so it is not shown: the attention patterns gather something else than the heads "
-            f"did (relative error {error:.1e}, bound {2 * bound:.0e})",
-            hint="which keys a head sees, how heads share them, the scale or the cap of the scores was misread",
-        )
-    return error
-
-
-def _check(
-    checkpoint: Checkpoint,
-    done: Run,
-    cells: Sequence[int],
-    read: Tensor,
-    books: Sequence[Ledger],
-    edits: Tape | None,
-) -> Check:
-    """Compares with the model's own numbers. Raises CheckFailed, and says which convention failed.
-
-    cells: the positions that are shown; those of the prompt are compared score by score, the others state by state.
-    read: what the lens of the last layer gives the written tokens, natural logarithms, [answer].
-    """
-    decoder, trace, n = checkpoint.decoder, done.trace, len(done.prompt.ids)
-    T = trace.n_positions
-    # a text that outgrows its rotary frequencies was computed anew with others: so it is here
-    whole = n if decoder.regimes(n) == decoder.regimes(T) else T
-    true = decoder.stream(torch.tensor([done.ids[:whole]], device=checkpoint.device), None, edits)[0, :n]
-    seen, bound = trace.states[-1, :n], BOUNDS[checkpoint.dtype]
-    # of few rows, whose largest score may be small: of 256 of SmolLM2 in bfloat16 one is off by 0.011
-    row = 2 * bound
-    apart = float((seen - true).abs().max() / true.abs().max().clamp(min=1e-30))
-    at = torch.tensor([i for i in cells if i < n] or [n - 1], device=seen.device)
-    off = disagreement(decoder, seen[at], true[at])
-    if not (off <= row and apart <= bound):
-        what = (
-            f"what was recorded does not add up to the stream (relative error {apart:.1e})"
-            if not apart <= bound
-            else "the lens of the last layer is not the model's logits: the final norm, the head, its scale or its cap"
-        )
-        raise CheckFailed(
-            f"the x-ray does not hold, so it is not shown: {what} (off by {off:.1e} of the largest logit)",
-            hint=f"the bound in {_name(checkpoint.dtype)} is {row:.0e}",
-        )
-    emitted = None
-    if done.steps:
-        said = torch.tensor([step.logprob for step in done.steps])
-        same = torch.tensor([decoder.regimes(n + i) == decoder.regimes(T) for i in range(len(said))])
-        largest = max(1.0, float(decoder.readout(true[-1]).abs().max()))
-        emitted = float((read - said)[same].abs().max()) / largest
-        if not emitted <= row:
-            raise CheckFailed(
-                "the x-ray does not hold, so it is not shown: the lens gives the written tokens other probabilities "
-                f"than the model did (off by {emitted:.1e} of the largest logit)",
-                hint="what is captured token by token differs from what was computed",
-            )
-    worst = max((book.relative_error for book in books), default=None)
-    if worst is not None and not worst <= LEDGER_BOUND:
-        raise CheckFailed(
-            "the x-ray does not hold, so it is not shown: the parts of the ledger do not add up to the logit "
-            f"(relative error {worst:.1e})",
-            hint=f"the bound is {LEDGER_BOUND:.0e}; the final norm's statistics, gain or shift was misread",
-        )
-    tokenizer, first = checkpoint.tokenizer, done.prompt.ids[0]
-    start = tokenizer.piece(first) if checkpoint.begins(done.prompt.ids) else None
-    return Check(
-        lens=off,
-        lens_bound=row,
-        emitted=emitted,
-        ledger=worst,
-        ledger_bound=LEDGER_BOUND,
-        no_ledger=refusal(decoder),
-        dtype=_name(checkpoint.dtype),
-        device=str(checkpoint.device),
-        start=start or "",
-        n_tokenizer=tokenizer.size,
-        n_head_rows=checkpoint.config.n_vocab,
-    )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 @torch.inference_mode()
