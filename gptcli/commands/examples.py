@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +18,8 @@ from gptcli.settings import settle
 
 if TYPE_CHECKING:
     from gptcli.records import Lesson
+    from gptcli.render.examples import Guess
+    from gptcli.tokens import Tokenizer
 
 
 def examples(
@@ -64,42 +67,54 @@ def examples(
     if as_json:
         for i in range(1, last):
             seen = ids[max(0, i - window) if window else 0 : i]
-            row = {
-                "example": i,
-                "features": seen,
-                "label": ids[i],
-                "features_text": b"".join(map(tokenizer.raw, seen)).decode(errors="replace"),
-                "label_text": tokenizer.raw(ids[i]).decode(errors="replace"),
-            }
-            if learned:
-                lesson = learned[i - 1]
-                row |= {
-                    "guess": lesson.guess,
-                    "guess_text": tokenizer.raw(lesson.guess).decode(errors="replace"),
-                    "p_guess": lesson.p_guess,
-                    "p_before": lesson.p_before,
-                    "p_after": lesson.p_after,
-                }
-            output.json(row)
+            output.json(_row(tokenizer, i, seen, ids[i], learned[i - 1] if learned else None))
         return
     pieces = [show(tokenizer.raw(i)) for i in ids]
-    from gptcli.render.examples import Guess, draw, draw_plain
+    from gptcli.render.examples import draw, draw_plain
 
-    guesses = [
-        Guess(
-            piece=show(tokenizer.raw(row.guess)),
-            right=row.guess == row.label,
-            p=row.p_guess,
-            p_before=row.p_before,
-            p_after=row.p_after,
-        )
-        for row in (learned or [])[: last - 1]
-    ]
+    guesses = [_guess(tokenizer, lesson) for lesson in (learned or [])[: last - 1]]
     coloured = theme.wants_colour(settings["color"].value, terminal=output.is_terminal)
     if not coloured and not output.is_terminal:
         output.write(draw_plain(pieces[:last], window, guesses))
         return
     output.write(theme.drawn(draw(pieces[:last], window, guesses, n_all=len(ids) - 1), colour=coloured))
+
+
+def _row(tokenizer: Tokenizer, i: int, seen: Sequence[int], label: int, lesson: Lesson | None) -> dict[str, Any]:
+    """The i-th example as JSON; with a lesson, what the model made of it."""
+
+    def text(*ids: int) -> str:
+        return b"".join(map(tokenizer.raw, ids)).decode(errors="replace")
+
+    row = {
+        "example": i,
+        "features": list(seen),
+        "label": label,
+        "features_text": text(*seen),
+        "label_text": text(label),
+    }
+    if lesson is None:
+        return row
+    return row | {
+        "guess": lesson.guess,
+        "guess_text": text(lesson.guess),
+        "p_guess": lesson.p_guess,
+        "p_before": lesson.p_before,
+        "p_after": lesson.p_after,
+    }
+
+
+def _guess(tokenizer: Tokenizer, lesson: Lesson) -> Guess:
+    from gptcli.render.examples import Guess
+    from gptcli.tokens import show
+
+    return Guess(
+        piece=show(tokenizer.raw(lesson.guess)),
+        right=lesson.guess == lesson.label,
+        p=lesson.p_guess,
+        p_before=lesson.p_before,
+        p_after=lesson.p_after,
+    )
 
 
 def _learned(name: str, revision: str | None, ids: list[int], learning_rate: float) -> list[Lesson]:

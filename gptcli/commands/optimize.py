@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,11 @@ from gptcli.commands.loading import load_chosen
 from gptcli.errors import CheckFailed, GptcliError, UsageError
 from gptcli.memory import human
 from gptcli.render.output import Output, hears, say, tell
+
+if TYPE_CHECKING:
+    from gptcli.compiled import Pass
+    from gptcli.few import FewTokens
+    from gptcli.model import Decoder
 
 TEXT = (
     "A robot must obey the orders given it by human beings. Once upon a time there was a robot, and it said: 1, 2, 3."
@@ -60,34 +65,20 @@ def optimize(
         reason = "this model's context or window is too short to compile for; it runs as it is"
         _not_compiled(output, figures, reason, as_json)
         return
-    found, seconds = None if again else compiled.find(decoder), 0.0
-    several = few.find(decoder) if found else None
     before = compiled.tokens_per_second(decoder, None)
-    if found is None or (several is None and few.takes(decoder)):
-        if not compiled.has_compiler():
-            reason = "no C++ compiler here (g++ or clang++), so nothing was compiled; all works without"
-            _not_compiled(output, figures, reason, as_json)
-            return
-        waits, began = hears() and not settings["quiet"].value, time.perf_counter()
-        if found is None:
-            with _waiting("compiling one token's pass, half a minute to three", waits):
-                compiled.make(decoder)
-        if several is None and few.takes(decoder):
-            try:
-                with _waiting("compiling that of 8 tokens, as long again", waits):
-                    few.make(decoder)
-            except GptcliError as error:
-                say(f"gptcli: note: {error.args[0]}; 8 tokens at once go the usual way")
-        seconds = time.perf_counter() - began
-        found, several = compiled.find(decoder), few.find(decoder)
-        if found is None:
-            raise CheckFailed("what was compiled cannot be loaded here")
-    most, largest = compiled.difference(decoder, found, checkpoint.tokenizer.encode(TEXT)[: checkpoint.config.n_ctx])
+    try:
+        found, several, seconds = _made(decoder, again=again, shown=hears() and not settings["quiet"].value)
+    except NoCompiler:
+        reason = "no C++ compiler here (g++ or clang++), so nothing was compiled; all works without"
+        _not_compiled(output, figures, reason, as_json)
+        return
+    text = checkpoint.tokenizer.encode(TEXT)
+    most, largest = compiled.difference(decoder, found, text[: checkpoint.config.n_ctx])
     if not most <= largest * (EXACT if exact(decoder) else COARSE):
         found.file.unlink(missing_ok=True)
         raise CheckFailed(f"the compiled pass is off by {most:.2g} in scores up to {largest:.3g}; it was removed")
     after, together = compiled.tokens_per_second(decoder, found), None
-    if several and not few.same(decoder, found, several, checkpoint.tokenizer.encode(TEXT)):
+    if several and not few.same(decoder, found, several, text):
         several.file.unlink(missing_ok=True)
         say("gptcli: note: the pass of several tokens gives other numbers than that of one here; it was removed")
     elif several:
@@ -107,6 +98,41 @@ def optimize(
         output.json(figures)
     else:
         output.line(_text(figures))
+
+
+class NoCompiler(Exception):
+    """Something is to be compiled, and nothing here can."""
+
+
+def _made(decoder: Decoder, *, again: bool, shown: bool) -> tuple[Pass, FewTokens | None, float]:
+    """The pass of one token and that of 8, made where they were not, and the seconds that took.
+
+    again: though they were. The second is None for a model that has none, or where it cannot be made.
+    """
+    from gptcli import compiled, few
+
+    found = None if again else compiled.find(decoder)
+    several = few.find(decoder) if found else None
+    wanted = several is None and few.takes(decoder)
+    if found and not wanted:
+        return found, several, 0.0
+    if not compiled.has_compiler():
+        raise NoCompiler
+    began = time.perf_counter()
+    if found is None:
+        with _waiting("compiling one token's pass, half a minute to three", shown):
+            compiled.make(decoder)
+    if wanted:
+        try:
+            with _waiting("compiling that of 8 tokens, as long again", shown):
+                few.make(decoder)
+        except GptcliError as error:
+            say(f"gptcli: note: {error.args[0]}; 8 tokens at once go the usual way")
+    seconds = time.perf_counter() - began
+    found = compiled.find(decoder)
+    if found is None:
+        raise CheckFailed("what was compiled cannot be loaded here")
+    return found, few.find(decoder), seconds
 
 
 def _not_compiled(output: Output, figures: dict[str, Any], reason: str, as_json: bool) -> None:
