@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound, UsageError
-from gptcli.folder import read_object
+from gptcli.strict_json import read_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Library

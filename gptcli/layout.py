@@ -18,7 +18,9 @@ from gptcli.config_json import Reader
 from gptcli.errors import BadCheckpoint, Unsupported
 from gptcli.families import FAMILIES, REFUSED, Family
 from gptcli.fixes import Fix
-from gptcli.folder import Source, TensorInfo, read_headers, read_object, resolve
+from gptcli.folder import Source, read_headers, resolve
+from gptcli.headers import TensorInfo
+from gptcli.strict_json import read_object
 
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # what parameters may be stored as, and bytes of each
 

@@ -23,8 +23,10 @@ from gptcli.disk import settle
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound, Unsupported, UsageError
 from gptcli.families import FAMILIES, Family
 from gptcli.fixes import CONV1D, Fix
-from gptcli.folder import Source, TensorInfo, read_headers, read_object
+from gptcli.folder import Source, read_headers
+from gptcli.headers import TensorInfo
 from gptcli.layout import FLOATS, Part, stored_names, strip
+from gptcli.strict_json import read_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HOLLOW = {  # what PEFT can do and we do not, unless it is switched off: key -> values that switch it off

@@ -32,8 +32,8 @@ from torch import Tensor
 
 from gptcli.disk import flush, replace_text, settle
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound
-from gptcli.folder import read_object
 from gptcli.memory import human
+from gptcli.strict_json import read_object
 
 KEEP = 2
 LOCK = "lock"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import BadCheckpoint, GptcliError, Unsupported, UsageError
-from gptcli.folder import no_garbage_collection, read_bytes, read_object
+from gptcli.strict_json import no_garbage_collection, read_bytes, read_object
 
 _FILE_LIMIT = 128 << 20  # bytes; gemma's tokenizer.json has 33 MB
 _CONFIG_LIMIT = 16 << 20

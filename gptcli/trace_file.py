@@ -16,8 +16,9 @@ from typing import Any
 from gptcli import records_xray as records
 from gptcli.disk import whole
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound, UsageError
-from gptcli.folder import parse_json, read_header
+from gptcli.headers import read_header
 from gptcli.records_xray import SCHEMA, Scan, Walk
+from gptcli.strict_json import parse_json
 from gptcli.tables import KINDS, Table
 
 FORMAT = "gptcli x-ray"

@@ -37,7 +37,7 @@ TERMINAL = {"rich", "typer"}
 
 # each floor may import from itself and from the floors below it
 FLOORS = [
-    ("errors", "disk", "user_cache"),
+    ("errors", "disk", "user_cache", "strict_json", "headers"),
     ("records", "records_xray", "tables", "config", "sampling", "recipe", "presets"),
     ("config_json", "fixes", "folder", "settings", "text_stream", "places"),
     ("configs", "memory", "tokens", "cache", "rope", "rows", "sample", "certain", "linear"),

@@ -12,7 +12,9 @@ import pytest
 import tiny
 
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound, Unsupported
-from gptcli.folder import parse_json, read_header, read_headers, read_object, resolve
+from gptcli.folder import read_headers, resolve
+from gptcli.headers import read_header
+from gptcli.strict_json import parse_json, read_object
 
 
 def write(path: Path, header: Any, data: bytes = b"") -> Path:

@@ -17,10 +17,10 @@ from gptcli.commands import options as o
 from gptcli.commands.generate import SAMPLING
 from gptcli.commands.loading import load_chosen
 from gptcli.errors import GptcliError, NotFound, UsageError
-from gptcli.folder import no_constant, unique
 from gptcli.render.output import Output, hears, say, tell
 from gptcli.sampling import Sampling
 from gptcli.settings import OPTIONS, checked
+from gptcli.strict_json import no_constant, unique
 
 if TYPE_CHECKING:
     from gptcli.checkpoint import Checkpoint

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gptcli.folder import no_garbage_collection
 from gptcli.render.output import hears, tell
 from gptcli.settings import Setting, settle
+from gptcli.strict_json import no_garbage_collection
 
 if TYPE_CHECKING:
     from gptcli.checkpoint import Checkpoint
