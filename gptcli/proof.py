@@ -13,7 +13,7 @@ from torch import Tensor
 from gptcli.attention import shared
 from gptcli.checkpoint import Checkpoint
 from gptcli.errors import CheckFailed
-from gptcli.ledger import HeadLedger, Ledger, refusal
+from gptcli.ledger import Ledger, refusal
 from gptcli.lens import BOUNDS, WIDE, disagreement
 from gptcli.model import Decoder, Tape
 from gptcli.records import Prompt, Step
@@ -115,17 +115,24 @@ def ledger_error(books: Sequence[Ledger]) -> float | None:
     return worst
 
 
-def heads_error(split: HeadLedger, layer: int, dtype: torch.dtype) -> float:
-    """How far one layer's heads are from what its attention wrote, relative."""
+def heads_error(relative_error: float, layer: int, dtype: torch.dtype) -> float:
+    """How far one layer's heads are from what its attention wrote, if no farther than they may be."""
+    return _added_up(relative_error, f"the heads of L{layer}", "attention", "how heads share the output matrix", dtype)
+
+
+def neurons_error(relative_error: float, layer: int, dtype: torch.dtype) -> float:
+    """How far one layer's neurons are from what its MLP wrote, if no farther than they may be."""
+    return _added_up(relative_error, f"the neurons of L{layer}", "MLP", "its gate, its activation", dtype)
+
+
+def _added_up(error: float, parts: str, whole: str, misread: str, dtype: torch.dtype) -> float:
     bound = LEDGER_BOUND if dtype in WIDE else BOUNDS[dtype]
-    if not split.relative_error <= bound:
+    if not error <= bound:
         raise CheckFailed(
-            f"{REFUSED}the heads of L{layer} do not add up to its attention (relative error "
-            f"{split.relative_error:.1e})",
-            hint=f"the bound in {name(dtype)} is {bound:.0e}; how heads share the output matrix, its bias or the norm "
-            "behind it was misread",
+            f"{REFUSED}{parts} do not add up to its {whole} (relative error {error:.1e})",
+            hint=f"the bound in {name(dtype)} is {bound:.0e}; {misread}, its bias or the norm behind it was misread",
         )
-    return split.relative_error
+    return error
 
 
 def pattern_error(trace: Trace) -> float:

@@ -143,6 +143,32 @@ class Walk:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Neuron:
+    """One hidden unit of an MLP at one position."""
+
+    index: int
+    act: float  # what it gives, the gate included
+    value: float  # what it put into the score
+    raises: tuple[int, ...]  # the tokens whose scores its write raises most, best first, whatever the text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neurons:
+    """One layer's MLP as the sum of its neurons, along an answer's score."""
+
+    layer: int
+    position: int
+    target: int
+    rival: int | None  # None: of the logit itself, not of its lead
+    shown: tuple[Neuron, ...]  # those that put in most, the largest first, whatever the sign
+    n_all: int
+    others: float  # what all that are not shown put in
+    bias: float  # of the output matrix and the norm behind it
+    write: float  # the MLP's own row of the ledger: what neurons and bias add up to
+    error: float  # of that sum, relative to all that was added up
+
+
+@dataclass(frozen=True, kw_only=True)
 class WhatIf:
     """The same text with something switched off or exchanged: pairs are before and after."""
 
@@ -250,6 +276,7 @@ class Scan:
     occlusion: Occlusion | None = None
     draw: Draw | None = None
     walk: Walk | None = None
+    neurons: Neurons | None = None
     what_if: WhatIf | None = None
     mosaic: Mosaic | None = None
     seed: int | None = None  # of the draws; None where none was made

@@ -235,7 +235,7 @@ def _book(trace: Trace, book: Ledger, against_rival: bool, *, heads: bool) -> Bo
     n = min(N_SOURCES, trace.n_positions)
     for i in range(trace.config.n_layer) if heads else ():  # one by one: every source of every head is a large table
         split = head_ledger(trace, i, book.direction)
-        proof.heads_error(split, i, trace.embed.dtype)
+        proof.heads_error(split.relative_error, i, trace.embed.dtype)
         shares.append(split.heads)
         biases.append(split.bias)
         at.append(split.sources.abs().topk(n, -1).indices)  # [H, T, n]

@@ -150,6 +150,8 @@ def _check_shapes(scan: Scan) -> None:
             raise ValueError(f"{name} has the shape {list(table.shape)}")
     if scan.walk:
         _check_walk(scan.walk, T)
+    if scan.neurons and not (0 <= scan.neurons.layer < L and 0 <= scan.neurons.position < T):
+        raise ValueError(f"its neurons are of L{scan.neurons.layer}, position {scan.neurons.position}")
     if len(scan.rivals) != T or len(scan.depth) != T or not math.isfinite(scan.check.lens):
         raise ValueError("its lists are not as long as the text")
     known = scan.pieces.keys()

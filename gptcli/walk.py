@@ -26,6 +26,7 @@ from gptcli.errors import CheckFailed, Unsupported
 from gptcli.ledger import direction, head_directions, logits, refusal, through_norm, wide
 from gptcli.lens import BOUNDS, WIDE
 from gptcli.model import MLP, Attention, Block, Norm
+from gptcli.neurons import hidden, mlp_reads_through
 from gptcli.records_xray import Stop, Walk
 from gptcli.trace import Trace
 
@@ -291,11 +292,8 @@ def through_mlp(block: Block, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     """
     c, mlp = block.config, block.mlp
     assert isinstance(mlp, MLP)
-    norm = block.mlp_norm or (block.attn_norm if c.parallel else None)
-    own = x.to(mlp.up.weight.dtype)  # in 16 bits a gate that is a small difference may be far from the exact one
-    read = norm(own) if norm else own
-    up = mlp.up(read)
-    bent, up = wide(mlp.act(mlp.gate(read) if mlp.gate else up)), wide(up)
+    read, up, bent = hidden(block, x)
+    bent, up = wide(bent), wide(up)
     gate = bent if mlp.gate else bent / up.where(up != 0, torch.ones_like(up))
     d = d * c.residual_scale
     const = torch.zeros_like(d[:, 0])
@@ -305,7 +303,7 @@ def through_mlp(block: Block, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         d = d if factor is None else d * factor
         const = const if layer.bias is None else const + d @ wide(layer.bias)
         d = d @ wide(layer.weight)
-    d, shift = through_norm(norm, x, d)
+    d, shift = through_norm(mlp_reads_through(block), x, d)
     return d, const + shift
 
 

@@ -17,7 +17,7 @@ from test_strips import drawn as drawn_strips
 from test_xray_views import VIEWS, everything
 
 from gptcli.records import Candidate, Prompt, Step
-from gptcli.records_xray import Scan, Strip
+from gptcli.records_xray import Neuron, Neurons, Scan, Strip
 from gptcli.render import theme
 from gptcli.trace_file import load as load_trace
 from gptcli.trace_file import save as save_trace
@@ -37,11 +37,19 @@ def trace(tiny_gpt2: Path) -> Scan:
     if RENEW and not path.exists():
         SNAPSHOTS.mkdir(exist_ok=True)
         save_trace(dataclasses.replace(everything(tiny_gpt2), model="tiny", version=""), path)
-    return load_trace(path)
+    found = load_trace(path)
+    ids = found.answers  # in a trace they are kept only where they were asked for
+    shown = tuple(
+        Neuron(index=7 * i, act=act, value=value, raises=ids[i : i + 3])
+        for i, (act, value) in enumerate([(2.125, -0.5), (0.25, 0.375), (-0.125, 0.004), (1.0, 0.0)])
+    )
+    made = Neurons(layer=1, position=13, target=ids[13], rival=found.rivals[13], shown=shown, n_all=60, others=0.0625,
+                   bias=-0.03125, write=-0.08975, error=3e-8)  # fmt: skip
+    return dataclasses.replace(found, neurons=made)
 
 
 @pytest.mark.parametrize("ground", GROUNDS)
-@pytest.mark.parametrize("view", ["grid", "track", "ledger", "head", "attention", "norms", "walk", "strip"])
+@pytest.mark.parametrize("view", ["grid", "track", "ledger", "head", "attention", "norms", "walk", "neurons", "strip"])
 def test_a_view_is_drawn_as_it_was(trace: Scan, view: str, ground: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLORTERM", "truecolor")
     how, widths = GROUNDS[ground]

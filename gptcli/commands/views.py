@@ -39,12 +39,15 @@ class Show:
     sub: bool
     head: tuple[int, int] | None
     sweep: str | None  # heads or mlps, where their mosaic is asked for
+    neurons: int | None  # the layer whose neurons are asked for
 
     def check(self, *, n_layer: int, n_head: int, parallel: bool) -> None:
         """Raises UsageError for what a model does not have: that head, or anything between attention and MLP."""
         if self.head is not None:
             place = Place(layer=self.head[0], part="head", head=self.head[1])
             check_place(place, n_layer=n_layer, n_head=n_head)
+        if self.neurons is not None:
+            check_place(Place(layer=self.neurons, part="mlp"), n_layer=n_layer, n_head=n_head)
         if self.sub and parallel:
             raise UsageError(
                 "in this model attention and MLP add at the same time: there is nothing between them",
@@ -176,6 +179,10 @@ class Show:
             from gptcli.render import walk
 
             return walk.draw(scan, kept, colour=colour, light=light)
+        if name == "neurons":
+            from gptcli.render import neurons
+
+            return neurons.draw(scan, kept, colour=colour, light=light)
         from gptcli.render import changes
 
         if name == "occlusion":
@@ -191,18 +198,24 @@ class Show:
         if name in ("ledger", "norms"):
             return None
         kept = getattr(scan, name)
-        flag = {"draw": "--sampling", "mosaic": f"--sweep {self.sweep}"}.get(name, f"--{name}")
+        flags = {"draw": "--sampling", "mosaic": f"--sweep {self.sweep}", "neurons": f"--neurons L{self.neurons}"}
+        flag = flags.get(name, f"--{name}")
         if kept is None:
             hint = f"make it again with {flag} --save FILE"
             raise UsageError(f"this trace does not hold what {flag} shows", hint=hint)
-        if name in ("walk", "occlusion", "draw") and self.token is not None:
+        if name == "neurons" and kept.layer != self.neurons:
+            raise UsageError(
+                f"this trace holds the neurons of L{kept.layer}, not of L{self.neurons}",
+                hint=f"make it again with {flag} --save FILE",
+            )
+        if name in ("walk", "neurons", "occlusion", "draw") and self.token is not None:
             position = self.position(scan.n_positions, scan.n_prompt)
             if kept.position != position:
                 hint = f"make it again with {flag} --token {self.token} --save FILE"
                 raise UsageError(f"this trace holds {flag} of position {kept.position}, not of {position}", hint=hint)
-        if name == "walk" and self.alone and kept.rival is not None:
-            hint = "make it again with --walk --alone --save FILE"
-            raise UsageError("this trace holds the walk of a lead, and not of the token alone", hint=hint)
+        if name in ("walk", "neurons") and self.alone and kept.rival is not None:
+            hint = f"make it again with {flag} --alone --save FILE"
+            raise UsageError(f"this trace holds the {name} of a lead, and not of the token alone", hint=hint)
         return kept
 
     def _columns(self) -> int:

@@ -36,12 +36,15 @@ MAKING = (
     "mean", "save", "temperature", "top_k", "top_p", "min_p", "seed",
 )  # fmt: skip
 VIEWING = (
-    "token", "grid", "ledger", "alone", "attention", "head", "roles", "norms", "occlusion", "walk", "sampling", "sub",
-    "at", "every", "ablate", "patch", "sweep",
+    "token", "grid", "ledger", "alone", "attention", "head", "roles", "norms", "occlusion", "walk", "neurons",
+    "sampling", "sub", "at", "every", "ablate", "patch", "sweep",
 )  # fmt: skip
 # what only some views look at: which, and what the others have not
 ONLY = {
-    "token": (("track", "ledger", "norms", "attention", "head", "walk", "occlusion", "draw"), "is of one token"),
+    "token": (
+        ("track", "ledger", "norms", "attention", "head", "walk", "neurons", "occlusion", "draw"),
+        "is of one token",
+    ),
     "at": (("grid", "norms", "head"), "has columns of tokens"),
     "every": (("grid", "norms", "attention", "roles", "mosaic"), "leaves out layers"),
     "sub": (("grid", "track"), "has rows between attention and MLP"),
@@ -79,7 +82,7 @@ def xray(
     grid: Annotated[bool, view("--grid", "The elevator: tokens across, layers up. The default.")] = False,
     ledger: Annotated[bool, view("--ledger", "Why this token and not the next best: what each part wrote.")] = False,
     alone: Annotated[
-        bool, view("--alone", "Ledger or walk of the token's own logit, not of its lead over a rival.")
+        bool, view("--alone", "Ledger, walk or neurons of the token's own logit, not of its lead over a rival.")
     ] = False,
     attention: Annotated[bool, view("--attention", "Where each head looks.")] = False,
     head: Annotated[
@@ -93,6 +96,12 @@ def xray(
     walk: Annotated[
         bool, view("--walk", "Where the token came from: back through heads and MLPs to the words.")
     ] = False,
+    neurons: Annotated[
+        str | None,
+        typer.Option(
+            "--neurons", metavar="L5", rich_help_panel=VIEW, help="What a layer's neurons put in, one by one."
+        ),
+    ] = None,
     sampling: Annotated[bool, view("--sampling", "How the token was drawn: temperature, filters, number.")] = False,
     sub: Annotated[bool, view("--sub", "Rows between attention and MLP too.")] = False,
     at: Annotated[
@@ -141,7 +150,7 @@ def xray(
 
     The answer is greedy unless a sampling option is given. A trace made with --save shows its views again, without
     the model: gptcli xray run.xray --ledger. It holds walk, occlusion and sampling for one token only, the one that
-    --token named or else the last of the prompt; and a sweep or a what-if only if you asked for one.
+    --token named or else the last of the prompt; and neurons, a sweep or a what-if only if you asked for them.
     """
     flags = {k: v for k, v in locals().items() if k in OPTIONS and k != "max_tokens"}
     if form not in FORMATS:
@@ -151,14 +160,18 @@ def xray(
     one_head = None if head is None else read_place(head, option="--head")
     if one_head and one_head.part != "head":
         raise UsageError(f"--head {head!r} is not a head", hint="for example --head L5H2")
+    layer = None if neurons is None else read_place(neurons, option="--neurons")
+    if layer and layer.part not in ("layer", "mlp"):
+        raise UsageError(f"--neurons {neurons!r} is not a layer", hint=f"for example --neurons L{layer.layer}")
     asked = {
-        "grid": grid, "ledger": ledger or (alone and not walk), "attention": attention or head is not None,
-        "roles": roles, "norms": norms, "occlusion": occlusion, "walk": walk, "draw": sampling,
-        "mosaic": sweep is not None,
+        "grid": grid, "ledger": ledger or (alone and not walk and not neurons),
+        "attention": attention or head is not None, "roles": roles, "norms": norms, "occlusion": occlusion,
+        "walk": walk, "neurons": neurons is not None, "draw": sampling, "mosaic": sweep is not None,
     }  # fmt: skip
     views = [name for name, on in asked.items() if on]
     if wanted and (
-        whole := [f"--{name}" for name in ("roles", "occlusion", "walk") if asked[name]] + ["--sweep"] * bool(sweep)
+        whole := [f"--{name}" for name in ("roles", "occlusion", "walk", "neurons") if asked[name]]
+        + ["--sweep"] * bool(sweep)
     ):
         hint = f"leave out {whole[0]}, or --ablate and --patch"
         raise UsageError(f"{whole[0]} is of the model as it is, and not of one with parts switched off", hint=hint)
@@ -171,6 +184,7 @@ def xray(
     show = Show(
         output=output, form=form, width=width, color=settings["color"].value, views=tuple(views), token=token, at=at,
         every=every, alone=alone, sub=sub, head=(one_head.layer, one_head.head) if one_head else None, sweep=sweep,
+        neurons=layer.layer if layer else None,
     )  # fmt: skip
     if diff is not None:
         refuse_given(ctx, ("prompt", *MAKING, *VIEWING), "--diff compares what two traces hold")
@@ -294,6 +308,13 @@ class _Job:
 
             rival = None if self.show.alone else found.rivals[position]
             more["walk"] = walk(done.trace, position, found.answers[position], rival)
+        if self.show.neurons is not None:
+            from gptcli.neurons import neurons
+
+            rival = None if self.show.alone else found.rivals[position]
+            more["neurons"] = neurons(
+                self.checkpoint, done.trace, self.show.neurons, position, found.answers[position], rival
+            )
         if done.steps and ("draw" in views or self.keep):
             from gptcli.draws import draw_of
 
@@ -370,4 +391,5 @@ def _ids(record: Any) -> set[int]:
     for name in ("before", "after", "best"):
         value = getattr(record, name, ())
         ids |= set(value) if isinstance(value, tuple) else {int(x) for row in value.rows() for x in row}
-    return ids | {option.id for option in getattr(record, "options", ())}
+    ids |= {option.id for option in getattr(record, "options", ())}
+    return ids | {id for neuron in getattr(record, "shown", ()) for id in neuron.raises}
