@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gptcli.config import Layer
+from gptcli.model import Attention, Block, Norm
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,21 @@ def shared(k: Tensor, n_head: int) -> Tensor:
     return k.repeat_interleave(n_head // k.shape[0], 0)
 
 
+@torch.inference_mode()
+def look_lengths(block: Block, v: Tensor) -> Tensor:
+    """How long the vector is that a head would add if it looked at one position alone. v: [K, T, D]. Returns [H, T].
+
+    With a norm behind the output matrix: but for the one number that this divides all by. (Kobayashi et al. 2020.)
+    """
+    attention = block.attn
+    assert isinstance(attention, Attention)
+    v = wide(shared(v, block.config.n_head))  # [H, T, D]
+    columns = gained(block.attn_out_norm, wide(attention.out.weight).T)  # [H*D, C]
+    columns = columns.view(len(v), v.shape[2], -1)  # [H, D, C]
+    gram = columns @ columns.transpose(1, 2)  # [H, D, D]: [H, T, C] would be large
+    return ((v @ gram) * v).sum(-1).clamp(min=0).sqrt()
+
+
 def seen(T: int, window: int | None, device: torch.device | str = "cpu") -> Tensor:
     """Whether query i sees key j: 0 <= i - j < window. [T, T], bool."""
     position = torch.arange(T, device=device)
@@ -84,3 +100,16 @@ def role_scores(pattern: Tensor, first: int, n: int) -> dict[str, Tensor]:
         "induction": pattern[:, again, again - n + 1].mean(1),
         "sink": sink_share(pattern),
     }
+
+
+def gained(norm: Norm | None, x: Tensor) -> Tensor:
+    """What a norm makes of a part of what it reads, but for the one number that it divides all by. [..., C]."""
+    if norm is None:
+        return x
+    x = x - x.mean(-1, keepdim=True) if norm.kind == "layer" else x
+    return x if norm.weight is None else x * wide(norm.weight)
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32, or as it is if that is wider."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gptcli.attention import shared
+from gptcli.attention import shared, wide
 from gptcli.errors import Unsupported
 from gptcli.lens import CHUNK, end_of, head_of, room_for, scores
 from gptcli.model import Attention, Block, Decoder, Norm
@@ -179,11 +179,6 @@ def head_directions(block: Block, z: Tensor, d: Tensor) -> tuple[Tensor, Tensor]
         d, bias = through_norm(block.attn_out_norm, raw if shift is None else raw + wide(shift), d)
     g = (d @ weight).view(T, H, -1).transpose(0, 1)
     return g, bias if shift is None else bias + d @ wide(shift)
-
-
-def wide(x: Tensor) -> Tensor:
-    """In float32, or as it is if that is wider."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _lead(scores: Tensor) -> Tensor:

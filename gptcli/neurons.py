@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from gptcli import proof
+from gptcli.attention import gained, wide
 from gptcli.checkpoint import Checkpoint
 from gptcli.errors import Unsupported
-from gptcli.ledger import TINY, direction, refusal, through_norm, wide
+from gptcli.ledger import TINY, direction, refusal, through_norm
 from gptcli.lens import SLICE, head_of
 from gptcli.model import MLP, Block, Decoder, Norm
 from gptcli.records_xray import Neuron, Neurons
@@ -133,14 +134,6 @@ def raised(decoder: Decoder, layer: int, which: Tensor, acts: Tensor, *, n: int,
     parts = torch.split(head_of(decoder)[:size], SLICE)  # of a head in 16 bits, which would be large in 32
     scores = torch.cat([rows @ wide(part).T for part in parts], -1)
     return scores.topk(min(n, scores.shape[-1])).indices
-
-
-def gained(norm: Norm | None, x: Tensor) -> Tensor:
-    """What a norm makes of a part of what it reads, but for the one number that it divides all by. [N, C]."""
-    if norm is None:
-        return x
-    x = x - x.mean(-1, keepdim=True) if norm.kind == "layer" else x
-    return x if norm.weight is None else x * wide(norm.weight)
 
 
 def _block(decoder: Decoder, layer: int) -> Block:

@@ -63,6 +63,15 @@ class Attention:
     patterns: Table  # [L, H, T, T], rows sum to 1, or less where looks were set to 0
     sink: Table  # mean share of position 0 over the queries after it, [L, H]
     error: float  # what the patterns gather, against what was gathered, relative
+    lengths: Table | None = None  # of the vector that a head would add if it looked at one position alone, [L, H, T]
+
+    def row(self, layer: int, head: int, position: int, *, weighted: bool) -> tuple[float, ...]:
+        """Where a head looks from a position, [T]; weighted: what it takes from where, as shares of these lengths."""
+        looks = self.patterns.row(layer, head, position)
+        if not weighted or self.lengths is None:
+            return looks
+        taken = [look * length for look, length in zip(looks, self.lengths.row(layer, head), strict=True)]
+        return tuple(x / (sum(taken) or 1.0) for x in taken)
 
 
 @dataclass(frozen=True, kw_only=True)

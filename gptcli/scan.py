@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from gptcli import proof
-from gptcli.attention import role_scores, sink_share
+from gptcli.attention import look_lengths, role_scores, sink_share
 from gptcli.checkpoint import Checkpoint
 from gptcli.errors import UsageError
 from gptcli.generation import generate
 from gptcli.ledger import Ledger, head_ledger, ledger, logits, refusal
 from gptcli.lens import Lens, depth, norms, read
-from gptcli.model import Tape
+from gptcli.model import Block, Tape
 from gptcli.records import Prompt, Step
 from gptcli.records_xray import Attention, Book, Cells, Lengths, Roles, Scan
 from gptcli.sampling import Sampling
@@ -259,12 +259,19 @@ def _attention(trace: Trace) -> Attention:
     c, T = trace.config, trace.n_positions
     if (n := c.n_layer * c.n_head * T * T) > MOST_PATTERNS:
         raise UsageError(f"{n:,} numbers of attention are too many to keep", hint="a shorter text, or fewer tokens")
-    patterns, sinks, error = [], [], proof.pattern_error(trace)
-    for i in range(c.n_layer):
+    patterns, sinks, lengths, error = [], [], [], proof.pattern_error(trace)
+    for i, block in enumerate(trace.decoder.blocks):
+        assert isinstance(block, Block)
         pattern = trace.pattern_of(i)
         patterns.append(pattern.half())
         sinks.append(sink_share(pattern))
-    return Attention(patterns=table(torch.stack(patterns)), sink=table(torch.stack(sinks)), error=error)
+        lengths.append(look_lengths(block, trace.v[i]))
+    return Attention(
+        patterns=table(torch.stack(patterns)),
+        sink=table(torch.stack(sinks)),
+        lengths=table(torch.stack(lengths).float()),
+        error=error,
+    )
 
 
 @torch.inference_mode()

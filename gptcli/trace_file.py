@@ -143,6 +143,7 @@ def _check_shapes(scan: Scan) -> None:
             expected[f"books.{i}.{f}"] = (getattr(book, f), (L, H, T, -1))
     if scan.attention:
         expected |= {"patterns": (scan.attention.patterns, (L, H, T, T)), "sink": (scan.attention.sink, (L, H))}
+        expected["lengths"] = (scan.attention.lengths, (L, H, T))
     for name, (table, shape) in expected.items():
         if table is not None and not (
             len(table.shape) == len(shape) and all(n in (-1, m) for n, m in zip(shape, table.shape, strict=True))

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gptcli.attention import looks, shared
+from gptcli.attention import looks, shared, wide
 from gptcli.errors import CheckFailed, Unsupported
-from gptcli.ledger import direction, head_directions, logits, refusal, through_norm, wide
+from gptcli.ledger import direction, head_directions, logits, refusal, through_norm
 from gptcli.lens import BOUNDS, WIDE
 from gptcli.model import MLP, Attention, Block, Norm
 from gptcli.neurons import hidden, mlp_reads_through

@@ -19,12 +19,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gptcli.attention import Cut, seen, shared
+from gptcli.attention import Cut, seen, shared, wide
 from gptcli.attention import looks as looks_at
 from gptcli.checkpoint import Checkpoint
 from gptcli.divergence import js, kl, total_variation
 from gptcli.errors import Unsupported
-from gptcli.ledger import Ledger, head_directions, ledger, refusal, wide
+from gptcli.ledger import Ledger, head_directions, ledger, refusal
 from gptcli.lens import end_of, log_probs, scores
 from gptcli.model import Block, Decoder
 from gptcli.places import Look, Place

@@ -88,6 +88,8 @@ VIEWS: dict[str, Callable[..., Any]] = {
     "ledger-alone": lambda s, **how: ledger.draw(s, 0, alone=True, **how),
     "attention": lambda s, **how: heads.draw(s, 13, head=None, **how),
     "head": lambda s, **how: heads.draw(s, 13, head=(1, 2), **how),
+    "weighted": lambda s, **how: heads.draw(s, 13, head=None, weighted=True, **how),
+    "head-weighted": lambda s, **how: heads.draw(s, 13, head=(1, 2), weighted=True, **how),
     "roles": lambda s, colour, **_: heads.draw_roles(s, s.roles, colour=colour),
     "walk": lambda s, **how: walk.draw(s, s.walk, **how),
     "neurons": lambda s, **how: neurons.draw(s, s.neurons, **how),

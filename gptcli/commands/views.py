@@ -40,6 +40,7 @@ class Show:
     head: tuple[int, int] | None
     sweep: str | None  # heads or mlps, where their mosaic is asked for
     neurons: int | None  # the layer whose neurons are asked for
+    weighted: bool  # attention as what is taken from where
 
     def check(self, *, n_layer: int, n_head: int, parallel: bool) -> None:
         """Raises UsageError for what a model does not have: that head, or anything between attention and MLP."""
@@ -173,7 +174,7 @@ class Show:
                 return heads.draw_roles(scan, kept, colour=colour, every=self.every)
             return heads.draw(
                 scan, position, head=self.head, colour=colour, cursor=cursor, most_rows=rows, every=self.every,
-                light=light,
+                light=light, weighted=self.weighted,
             )  # fmt: skip
         if name == "walk":
             from gptcli.render import walk
@@ -203,6 +204,9 @@ class Show:
         if kept is None:
             hint = f"make it again with {flag} --save FILE"
             raise UsageError(f"this trace does not hold what {flag} shows", hint=hint)
+        if name == "attention" and self.weighted and kept.lengths is None:
+            hint = "make it again with --attention --save FILE"
+            raise UsageError("this trace is of a time before --weighted, and does not hold what it shows", hint=hint)
         if name == "neurons" and kept.layer != self.neurons:
             raise UsageError(
                 f"this trace holds the neurons of L{kept.layer}, not of L{self.neurons}",

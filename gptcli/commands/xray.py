@@ -36,8 +36,8 @@ MAKING = (
     "mean", "save", "temperature", "top_k", "top_p", "min_p", "seed",
 )  # fmt: skip
 VIEWING = (
-    "token", "grid", "ledger", "alone", "attention", "head", "roles", "norms", "occlusion", "walk", "neurons",
-    "sampling", "sub", "at", "every", "ablate", "patch", "sweep",
+    "token", "grid", "ledger", "alone", "attention", "head", "weighted", "roles", "norms", "occlusion", "walk",
+    "neurons", "sampling", "sub", "at", "every", "ablate", "patch", "sweep",
 )  # fmt: skip
 # what only some views look at: which, and what the others have not
 ONLY = {
@@ -46,6 +46,7 @@ ONLY = {
         "is of one token",
     ),
     "at": (("grid", "norms", "head"), "has columns of tokens"),
+    "weighted": (("attention", "head"), "shows where heads look"),
     "every": (("grid", "norms", "attention", "roles", "mosaic"), "leaves out layers"),
     "sub": (("grid", "track"), "has rows between attention and MLP"),
 }
@@ -88,6 +89,9 @@ def xray(
     head: Annotated[
         str | None, typer.Option("--head", metavar="L5H2", rich_help_panel=VIEW, help="One head's whole pattern.")
     ] = None,
+    weighted: Annotated[
+        bool, view("--weighted", "Attention as what heads take from where: looks times lengths of what they add.")
+    ] = False,
     roles: Annotated[bool, view("--roles", "What heads are for, measured on random tokens said twice.")] = False,
     norms: Annotated[
         bool, view("--norms", "How long the vectors are, and which way writes point beside them.")
@@ -184,7 +188,7 @@ def xray(
     show = Show(
         output=output, form=form, width=width, color=settings["color"].value, views=tuple(views), token=token, at=at,
         every=every, alone=alone, sub=sub, head=(one_head.layer, one_head.head) if one_head else None, sweep=sweep,
-        neurons=layer.layer if layer else None,
+        neurons=layer.layer if layer else None, weighted=weighted,
     )  # fmt: skip
     if diff is not None:
         refuse_given(ctx, ("prompt", *MAKING, *VIEWING), "--diff compares what two traces hold")
@@ -237,6 +241,7 @@ def refuse_unused(ctx: typer.Context, show: Show) -> None:
     """Raises UsageError for an option that does nothing to any of the views; --token says what a trace keeps, too."""
     if show.form in ("json", "ndjson"):
         refuse_given(ctx, ("at", "every"), f"--format {show.form} holds all tokens and layers")
+        refuse_given(ctx, ("weighted",), f"--format {show.form} holds looks and lengths")
         return
     views = {"head" if name == "attention" and show.head else name for name in show.views}
     saves = ctx.params.get("save") is not None

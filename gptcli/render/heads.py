@@ -31,9 +31,9 @@ SINK = "⊥"
 MOST_QUERIES = 40
 
 
-def _best(scan: Scan, found: Attention, position: int, layer: int, head: int, *, colour: bool) -> Text:
-    """The position that a head looks at most, without the sink; 12 columns."""
-    row = found.patterns.row(layer, head, position)
+def _best(scan: Scan, found: Attention, position: int, layer: int, head: int, *, colour: bool, weighted: bool) -> Text:
+    """The position that a head looks at most, or takes most from, without the sink; 12 columns."""
+    row = found.row(layer, head, position, weighted=weighted)
     at = max(range(1, position + 1), key=lambda j: row[j], default=0)
     if at == 0 or row[0] > 0.5:
         return Text(fit(f" {SINK} {probability(row[0])}", 12), "dim")
@@ -47,10 +47,11 @@ class Pattern:
     """One head: queries down, keys across, those around the cursor; the sink in a column of its own."""
 
     def __init__(
-        self, scan: Scan, attention: Attention, layer: int, head: int, position: int, *, cursor: int, colour: bool
-    ) -> None:
+        self, scan: Scan, attention: Attention, layer: int, head: int, position: int, *, cursor: int, colour: bool,
+        weighted: bool,
+    ) -> None:  # fmt: skip
         self._scan, self._found, self._layer, self._head = scan, attention, layer, head
-        self._position, self._cursor, self._colour = position, cursor, colour
+        self._position, self._cursor, self._colour, self._weighted = position, cursor, colour, weighted
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         scan, T = self._scan, self._scan.n_positions
@@ -60,7 +61,7 @@ class Pattern:
         yield Text(" " * (width + 1) + f"{SINK}@0 " + ruler([j for j in columns if j]), "dim")
         queries = window(T, MOST_QUERIES, self._cursor)
         for i in queries:
-            row = self._found.patterns.row(self._layer, self._head, i)
+            row = self._found.row(self._layer, self._head, i, weighted=self._weighted)
             line = Text.assemble((fit(names[i], width) + " ", "bold" if i == self._position else ""))
             for j in (0, *(j for j in columns if j)):
                 space = 3 if j == 0 else 2
@@ -98,28 +99,33 @@ def draw(
     most_rows: int = 40,
     every: int | None = None,
     light: bool = False,
+    weighted: bool = False,
 ) -> RenderableType:
-    """All heads from one position, or one head with its sources as bars. cursor: what its pattern is shown around."""
+    """All heads from one position, or one head with its sources as bars. cursor: what its pattern is shown around.
+
+    weighted: not where they look, but what they take from where: looks times the lengths of what they would add.
+    """
     found = scan.attention
     assert found is not None
     check = f"attention ✓ {found.error:.0e}"
-    scale = Text("share of attention 0 ", "dim")
+    scale = Text(f"share of {'what is taken' if weighted else 'attention'} 0 ", "dim")
     for k in range(16):
         scale.append(" " if colour else level(k / 15), f"on {smooth(k / 15)}" if colour else "")
     scale.append(" 1")
     if head is None:
-        title = Text.assemble(
-            ("where the heads look ", "bold"), (f"from {label(scan, scan.ids[position])}, position {position}", "dim")
-        )
-        rest = f"{SINK} more than half on position 0, where heads rest"
+        what = "what the heads take from where " if weighted else "where the heads look "
+        title = Text.assemble((what, "bold"), (f"from {label(scan, scan.ids[position])}, position {position}", "dim"))
+        rest = f"{SINK} more than half {'from' if weighted else 'on'} position 0, where heads rest"
         heads, rows = [f"H{h}" for h in range(scan.n_head)], layers_shown(scan.n_layer, most_rows, every)
         notes = Flow([scale, rest, "others: the best besides it", rows_cut(rows, scan.n_layer, "layers")])
-        view = Blocks(heads, rows, lambda i, h: _best(scan, found, position, i, h, colour=colour), width=12)
+        view = Blocks(heads, rows, lambda i, h: _best(scan, found, position, i, h, colour=colour, weighted=weighted),
+                      width=12)  # fmt: skip
         return Group(title, view, notes, footer(scan, check))
     layer, h = head
-    row = found.patterns.row(layer, h, position)
+    row = found.row(layer, h, position, weighted=weighted)
     title = Text.assemble(
         (f"L{layer}H{h} ", "bold"), f"{called(scan, layer, h)} ".lstrip(),
+        "what it takes " if weighted else "",
         (f"from {label(scan, scan.ids[position])}, position {position}; ", "dim"),
         (f"{SINK} {probability(found.sink.number(layer, h))} of all it looks goes to position 0", "dim"),
     )  # fmt: skip
@@ -130,10 +136,11 @@ def draw(
         line.append(bar(row[j], 30), theme.ink("label", colour=colour, light=light))
         lines.append(line)
     without = sum(row) - row[0]  # after a look that was set to 0 a row sums to less than 1
-    said = f"without position 0: {probability(without)} of its attention is left"
+    of = "what it takes" if weighted else "its attention"
+    said = f"without position 0: {probability(without)} of {of} is left"
     return Group(title, *lines, Text("  " + said, "dim"), Text(),
-                 Pattern(scan, found, layer, h, position, cursor=position if cursor is None else cursor, colour=colour),
-                 scale, footer(scan, check))  # fmt: skip
+                 Pattern(scan, found, layer, h, position, cursor=position if cursor is None else cursor, colour=colour,
+                         weighted=weighted), scale, footer(scan, check))  # fmt: skip
 
 
 ROLES = {"previous": "P", "duplicate": "D", "induction": "I", "sink": SINK}
