@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -30,7 +30,10 @@ def settle(folder: Path) -> None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write to. What is there in the end becomes the file; after an error it is as it was."""
+    """A place beside `path` to write to. What is there in the end becomes the file; after an error it is as it was.
+
+    A process that is killed meanwhile leaves the place behind: see `sweep`.
+    """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     beside = Path(name)
@@ -41,7 +44,14 @@ def whole(path: Path) -> Iterator[Path]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
-    flush(path.parent)
+    with suppress(OSError):  # of a folder that cannot be opened, or on a file system that does not flush one
+        flush(path.parent)
+
+
+def sweep(path: Path) -> None:
+    """Removes what killed processes left of a file that was to be `whole`, where no other writes it now."""
+    for left in path.parent.glob(f".{path.name}.????????.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def replace_text(path: Path, text: str) -> None:

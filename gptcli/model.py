@@ -95,6 +95,7 @@ class Attention(nn.Module):
             self.q_norm = Norm(config, *config.qk_norm_shape(H), bias=config.qk_norm_bias)
             self.k_norm = Norm(config, *config.qk_norm_shape(K), bias=config.qk_norm_bias)
         self.out = Linear(H * D, C, bias=config.out_bias)
+        self.in_blocks = False  # whether a step of training that is compiled attends by `attend_blocks` (train.py)
 
     def forward(self, x: Tensor, rotary: Angles, keys: Keys | RowKeys | None, tape: Tape | None) -> Tensor:
         c, layer, (B, T, _) = self.config, self.layer, x.shape
@@ -114,7 +115,7 @@ class Attention(nn.Module):
             k, v = keys.append(k, v)  # [B, K, S, D]
         if few_rows(x) and B == 1:  # k and v may be lists there
             mask, z = None, attend_each(q, k, v, layer.window, layer.scale, c.attn_softcap)
-        elif keys is None and tape is None and compiles_step(q):
+        elif self.in_blocks and torch.compiler.is_compiling():
             mask, z = None, attend_blocks(q, k, v, layer.window, layer.scale, c.attn_softcap)
         else:
             mask = visible(T, k.shape[2], layer.window, x.device, keys.lengths if keys else None)
@@ -172,27 +173,17 @@ def attend_written(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: 
 def attend_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, softcap: float | None) -> Tensor:
     """The same for whole texts, a block of queries after the other: none meets keys that no query of it sees.
 
-    q: [B, H, T, D]; k, v: [B, K, T, D].
+    Forward and back that takes the compiler's code half the time of PyTorch's own attention, in bfloat16 on a CPU, as
+    long as the sequences are few and their scores stay in the processor's cache. q: [B, H, T, D]; k, v: [B, K, T, D].
     """
-    T, start, blocks = q.shape[2], 0, []
-    while start < T:  # compared, so that lengths of as many blocks are compiled once; range would ask which it is
-        stop = start + BLOCK if start + BLOCK < T else T
+    T, blocks = q.shape[2], []
+    for start in range(0, T, BLOCK):
+        stop = min(start + BLOCK, T)
         first = max(0, start + 1 - window) if window else 0
         mask = visible(stop - start, stop - first, window, q.device)
         asked, keys, values = q[:, :, start:stop], k[:, :, first:stop], v[:, :, first:stop]
         blocks.append(attend_written(asked, keys, values, mask, scale, softcap))
-        start += BLOCK
     return torch.cat(blocks, 2)
-
-
-def compiles_step(q: Tensor) -> bool:
-    """Whether this is a step of training in bfloat16, being compiled for a CPU.
-
-    There the formula, forward and back, takes the compiler's code half the time of PyTorch's own attention, as long as
-    the sequences are few and their scores stay in the processor's cache (`train.CACHED_TOKENS`).
-    """
-    learns = torch.compiler.is_compiling() and torch.is_grad_enabled()
-    return learns and q.device.type == "cpu" and q.dtype == torch.bfloat16
 
 
 def attend_each(q: Tensor, k: OfEach, v: OfEach, window: int | None, scale: float, softcap: float | None) -> Tensor:

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from gptcli.compiled import has_compiler
 from gptcli.data import IGNORED, Batch, Batches, Pairs
 from gptcli.errors import GptcliError
-from gptcli.model import Decoder
+from gptcli.model import Attention, Decoder
 from gptcli.optimizer import is_matrix, optimizers, restore, share, states
 from gptcli.recipe import Precision, Recipe
 from gptcli.records import Lesson, Progress
 
 MICRO_TOKENS, MICRO_SCORES = 16_384, 1 << 27  # more than these are not sent through the decoder at once
-CACHED_TOKENS = 4096  # nor these where `model.compiles_step`: attention of 16 x 512 takes 2.4 times that of 4 x 4 x 512
+CACHED_TOKENS = 4096  # nor these where it attends in blocks: 16 x 512 takes 2.4 times what 4 x 4 x 512 does
+LONGEST_IN_BLOCKS = 2048  # tokens of a text; at 4,096 PyTorch's own attention is as fast, and keeps no scores
 COMPILE_FLOPS = 1e14  # a run of less is over before compiling it has paid
 
 
@@ -48,6 +49,19 @@ def losses(decoder: Decoder, ids: Tensor, labels: Tensor) -> Tensor:
     """The cross-entropy of every next token that is asked for, summed; nats. ids, labels: [B, T]."""
     logits = decoder(ids)  # [B, T, V]
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def at_once(recipe: Recipe, n_vocab: int, *, cached: bool) -> int:
+    """Sequences that are sent through the decoder together; in parts of one size, if the step is compiled for it.
+
+    cached: whether their scores are to stay in the processor's cache.
+    """
+    most = min(MICRO_TOKENS, MICRO_SCORES // n_vocab, CACHED_TOKENS if cached else MICRO_TOKENS)
+    most = max(1, most // recipe.n_ctx)
+    if not recipe.compiled or most >= recipe.batch:
+        return most
+    even = max(n for n in range(1, most + 1) if recipe.batch % n == 0)
+    return even if 2 * even >= most else most  # a batch of 13 goes in two sizes, each of which is compiled
 
 
 class Training:
@@ -73,11 +87,13 @@ class Training:
         self.optimizers = optimizers(decoder, recipe, torch.bfloat16 if self._autocast else torch.float32)
         if state is not None:
             restore(self.optimizers, state)
-        most = min(MICRO_TOKENS, MICRO_SCORES // decoder.config.n_vocab)
-        if recipe.compiled and self._autocast and self.device.type == "cpu":
-            most = min(most, CACHED_TOKENS)
-        self._micro = recipe.micro_batch or max(1, most // recipe.n_ctx)
         uneven = isinstance(batches, Pairs)  # as wide as a batch's longest row; or each width would be compiled anew
+        in_blocks = recipe.compiled and self._autocast and self.device.type == "cpu" and not uneven
+        in_blocks = in_blocks and recipe.n_ctx <= LONGEST_IN_BLOCKS
+        for module in decoder.modules():
+            if isinstance(module, Attention):
+                module.in_blocks = in_blocks
+        self._micro = recipe.micro_batch or at_once(recipe, decoder.config.n_vocab, cached=in_blocks)
         self._fast = torch.compile(self._sum, dynamic=uneven) if recipe.compiled else self._sum
         self._fixed = list(batches.validation())
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from gptcli.disk import replace_text, settle, whole
+from gptcli import disk
+from gptcli.disk import replace_text, settle, sweep, whole
 
 
 def test_what_is_written_becomes_the_file(tmp_path: Path) -> None:
@@ -52,3 +55,26 @@ def test_a_link_that_somebody_laid_is_not_written_through(tmp_path: Path) -> Non
             names.add(beside.name)
             assert beside.stat().st_mode & 0o777 == 0o600
     assert len(names) == 2
+
+
+def test_a_folder_that_cannot_be_flushed_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is there already: such folders are on networks, or forbid to be listed."""
+    true = disk.flush
+
+    def flush(path: Path) -> None:
+        if path.is_dir():
+            raise PermissionError(13, "Permission denied")
+        true(path)
+
+    monkeypatch.setattr(disk, "flush", flush)
+    replace_text(tmp_path / "a.txt", "text")
+    assert (tmp_path / "a.txt").read_text() == "text"
+
+
+def test_what_a_killed_process_left_goes_and_nothing_else(tmp_path: Path) -> None:
+    code = "import os, pathlib, sys; from gptcli.disk import whole\nwith whole(pathlib.Path(sys.argv[1])): os._exit(9)"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "a.txt"], check=False)
+    (tmp_path / ".b.txt.tmp").touch()
+    assert len(os.listdir(tmp_path)) == 2
+    sweep(tmp_path / "a.txt")
+    assert os.listdir(tmp_path) == [".b.txt.tmp"]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from zoo import built
 
 from gptcli import linear, load
-from gptcli.linear import FEW, Int8, in_float32, wants_onednn
+from gptcli.linear import FEW, Int8, by_onednn, in_float32, wants_onednn
 
 
 @pytest.fixture
@@ -122,3 +122,21 @@ def test_f_linear_makes_what_is_learned_from_and_what_is_small(monkeypatch: pyte
         assert not wants_onednn(x.bfloat16(), weight.bfloat16(), 16)
         with torch.autocast("cpu", torch.bfloat16):  # it would stay in float32 there
             assert not wants_onednn(x, weight, 16)
+
+
+def test_onednn_makes_few_products_for_all_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps each, with memory of its own: prompts of hundreds of lengths took hundreds of megabytes."""
+    sizes = set[int]()
+
+    def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *how: object) -> torch.Tensor:
+        sizes.add(len(x))
+        return torch.nn.functional.linear(x, weight, bias)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", product)
+    weight, bias = torch.randn(8, 4), torch.randn(8)
+    for rows in (*range(65, 1025, 7), 8191):
+        x = torch.randn(rows, 4)
+        y = by_onednn(x, weight, bias)
+        assert y.shape == (rows, 8) and torch.allclose(y, torch.nn.functional.linear(x, weight, bias), atol=1e-5)
+        assert max(sizes) <= 1.25 * rows
+    assert len(sizes) <= 4 * 5 + 1

@@ -6,22 +6,23 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
 from zoo import ZOO, Kind, built
 
-from gptcli import Checkpoint, load
-from gptcli.config import Config, Layer
+from gptcli import Checkpoint, load, model
+from gptcli.config import Config, Layer, Rope
 from gptcli.data import IGNORED, Batch, Encoded, Pairs
 from gptcli.errors import BadCheckpoint, GptcliError
 from gptcli.families import FAMILIES
 from gptcli.layout import stored_names
-from gptcli.model import Decoder
+from gptcli.model import Attention, Decoder
 from gptcli.optimizer import optimizers
 from gptcli.recipe import Recipe
-from gptcli.train import Training, count, initialise, losses
+from gptcli.train import Training, at_once, count, initialise, losses
 
 TRAINED = [kind for kind in ZOO if kind.name in ("gpt2", "gpt_neo", "gpt_neox", "llama", "qwen3", "gptj", "gemma2")]
 CONFIG = Config(
@@ -130,7 +131,7 @@ def test_bfloat16_learns_too() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "rel"), [("float32", 1e-4), ("bfloat16", 1e-2)])  # the latter attends in blocks
+@pytest.mark.parametrize(("precision", "rel"), [("float32", 1e-4), ("bfloat16", 1e-2)])
 def test_rows_of_all_lengths_are_compiled_once(precision: str, rel: float) -> None:
     """A batch of pairs is as wide as its longest: compiled for each width anew, each took most of a minute."""
     torch.compiler.reset()  # or what another precision's run compiled counts as a first time
@@ -144,6 +145,59 @@ def test_rows_of_all_lengths_are_compiled_once(precision: str, rel: float) -> No
             run = Training(new(), batches, dataclasses.replace(asked, compiled=compiled)).run()
             found[compiled] = [progress.loss for progress in run]
     assert found[True] == pytest.approx(found[False], rel=rel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rope", [None, Rope(theta=10000.0, dim=8)], ids=["learned", "rotary"])
+def test_a_compiled_step_that_attends_in_blocks_learns_the_same(
+    rope: Rope | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.compiler.reset()
+    monkeypatch.setattr(model, "BLOCK", 6)  # of 16 tokens: two blocks and a rest
+    config = dataclasses.replace(
+        CONFIG, learned_positions=rope is None, layers=(Layer(rope=rope), Layer(rope=rope, window=4))
+    )
+    called, true = [], model.attend_blocks
+
+    def attend_blocks(*how: Any) -> torch.Tensor:
+        called.append(how[0].shape)
+        return true(*how)
+
+    monkeypatch.setattr(model, "attend_blocks", attend_blocks)
+    losses = []
+    for compiled in (True, False):
+        decoder = Decoder(config)
+        initialise(decoder, 0)
+        asked = recipe(n_steps=8, compiled=compiled, precision="bfloat16")
+        losses.append([p.loss for p in Training(decoder, Fixed(), asked).run()])
+        assert len(called) == 2 * 8  # layers and steps of the compiled run, and none of the other
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("batch", "n_ctx", "micro"), [(16, 300, 8), (16, 600, 4), (12, 512, 6), (6, 1024, 3), (16, 512, 8), (13, 512, 8)]
+)
+def test_a_compiled_step_sees_parts_of_one_size(batch: int, n_ctx: int, micro: int) -> None:
+    """Each size is compiled for itself, a minute or two; a batch of 13 takes two sizes and no 13 parts."""
+    asked = dataclasses.replace(recipe(batch=batch, compiled=True), n_ctx=n_ctx)
+    assert at_once(asked, 4096, cached=True) == micro
+
+
+@pytest.mark.parametrize(
+    ("more", "n_ctx", "uneven", "expected"),
+    [
+        ({}, 16, False, True),
+        ({"compiled": False}, 16, False, False),
+        ({"precision": "float32"}, 16, False, False),
+        ({}, 4096, False, False),  # there the scores that are kept for the way back are too many
+        ({}, 16, True, False),  # each number of blocks would be compiled for itself
+    ],
+)
+def test_it_attends_in_blocks_where_that_pays(more: dict[str, Any], n_ctx: int, uneven: bool, expected: bool) -> None:
+    asked = dataclasses.replace(recipe(**{"compiled": True, "precision": "bfloat16"} | more), n_ctx=n_ctx)
+    batches = InOrder([Encoded(ids=(1, 2, 3), n_prompt=1)], (), seed=0) if uneven else Fixed()
+    training = Training(new(), batches, asked)
+    assert {m.in_blocks for m in training.decoder.modules() if isinstance(m, Attention)} == {expected}
 
 
 def test_a_growing_batch_is_compiled_once_and_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.disk import replace_text
+from gptcli.disk import replace_text, sweep
 from gptcli.errors import GptcliError, UsageError
 from gptcli.render import theme
 from gptcli.render.output import hears, say
@@ -135,6 +135,9 @@ def begin(out: Path, recipe: Recipe, device: str, watch: Watch) -> tuple[bool, S
 
     run = out / "run"
     check_compiler(recipe.compiled, pick_device(device).type)
+    with written(out):
+        for path in (run / "recipe.json", run / "LATEST", out / "metrics.jsonl", out / "loss.svg"):
+            sweep(path)
     found = newest(run)
     published(out, found, watch)
     if found and found.step >= recipe.n_steps:
