@@ -15,7 +15,7 @@ from typing import Any
 from gptcli import configs
 from gptcli.config import Config
 from gptcli.config_json import Reader
-from gptcli.errors import UsageError
+from gptcli.errors import NotFound, UsageError
 from gptcli.paper import TABLE, Row
 from gptcli.presets import SIZES, Size, config_json
 
@@ -62,11 +62,11 @@ def is_named(name: str) -> bool:
 
 
 def named(name: str, *, pattern: tuple[str, ...] | None = None, window: int | None = None) -> Named:
-    """The decoder of that name, in any case. pattern, window: instead of the usual ones. Raises UsageError."""
+    """The decoder of that name, in any case. pattern, window: not the usual ones. Raises NotFound, UsageError."""
     if _plain(name) not in names():
         near = get_close_matches(_plain(name), names(), n=1)
-        usual = "gpt3, gpt3-125m ... gpt3-13b, gpt2, gpt2-medium, gpt2-large, gpt2-xl, nano, micro, mini, midi"
-        raise UsageError(
+        usual = "gpt3, small to 175b, gpt2, gpt2-medium, gpt2-large, gpt2-xl, nano, micro, mini, midi"
+        raise NotFound(
             f"{name!r} is neither a size nor a model here",
             hint=f"did you mean {near[0]}?" if near else f"sizes are {usual}",
         )

@@ -81,6 +81,7 @@ class Training:
         self.step, self.n_tokens = step, n_tokens
         self.saved = step  # the last step that is kept on the disk; 0: none
         self.torn = False  # while an update is half made: then the parameters are those of no step
+        self.stops = False  # whether it is to stop once the update is made, as by Ctrl-C
         self.device = decoder.embed.weight.device
         self.parameters = {name: p for name, p in decoder.named_parameters() if p.requires_grad}
         self._autocast = recipe.precision == "bfloat16"
@@ -99,13 +100,13 @@ class Training:
 
     def run(self, *, validate_every: int = 0, show_every: int = 0) -> Iterator[Progress]:
         """One record for each step that is left. Raises GptcliError when a loss or a gradient is not a number."""
-        r, began = self.recipe, time.perf_counter()
+        r, began, first = self.recipe, time.perf_counter(), self.step
         while self.step < r.n_steps:
             t0 = time.perf_counter()
             batch = self._here(self.batches.train(r.first(self.step), r.first(self.step + 1)))
             rate = r.rate(self.step)
             loss, norm = self._gradients(batch, self._losses)
-            shown = show_every and self.step % show_every == 0
+            shown = show_every and (self.step - first) % show_every == 0
             before = self._lesson(batch) if shown else None
             self.torn = True
             for optimizer in self.optimizers:
@@ -116,6 +117,8 @@ class Training:
             seconds, n_new, last = time.perf_counter() - t0, count(batch), self.step == r.n_steps
             try:
                 self.torn = False
+                if self.stops:
+                    raise KeyboardInterrupt
                 lesson = self._learned(before, batch)
                 if validate_every and (last or self.step % validate_every == 0):
                     validation = self.validate()

@@ -190,7 +190,6 @@ def test_at_a_terminal_the_answers_are_pink() -> None:
         (["gpt3", "--utilisation", "30"], "--utilisation"),
         (["gpt3", "--tokens", "lots"], "--tokens"),
         (["gpt3", "--tflops", "0"], "--tflops"),
-        (["gpt5"], "gpt3"),
         (["gpt3", "--context", "2049"], "--context 2049 is more than the 2048 tokens"),
     ],
 )

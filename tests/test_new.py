@@ -176,7 +176,7 @@ def test_a_smaller_tokenizer_leaves_the_size_as_it_is(tmp_path: Path) -> None:
         (["new", "nano"], 2, "--meta"),
         (["new", "nano", "--meta", "--out", "x"], 2, "--meta"),
         (["new", "nano", "--size", "nano", "--meta"], 2, "twice"),
-        (["new", "nanno", "--meta"], 2, "nano"),
+        (["new", "nanno", "--meta"], 3, "nano"),
         (["new", "nano", "--meta", "--seed", "3"], 2, "--seed changes nothing there"),
         (["new", "nano", "--meta", "--tokenizer", "x"], 2, "--tokenizer changes nothing there"),
         (["new", "gpt3", "--out", "x"], 5, "698 GB"),

@@ -285,7 +285,7 @@ def test_at_a_terminal_layers_are_pink_and_violet() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["gtp3"], 2, "did you mean gpt3?"),
+        (["gtp3"], 3, "did you mean gpt3?"),
         (["gpt3", "--layer", "96"], 2, "layers 0 to 95"),
         (["gpt3", "--attention", "sparse"], 2, "sparse"),
         (["--table", "gpt3"], 2, "--table"),
@@ -311,3 +311,9 @@ def test_params_never_imports_torch(tiny_gpt2: Path) -> None:
     for arguments in (["params", "gpt3"], ["params", str(tiny_gpt2), "--layer", "0"], ["params", "--table"]):
         done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, env=environment())
         assert done.stdout and done.stderr == b"[]\n", done.stderr
+
+
+@pytest.mark.parametrize("command", [("params",), ("params", "-m"), ("budget",), ("new", "--meta")])
+def test_a_model_that_is_not_there_has_the_exit_code_of_all_commands(command: tuple[str, ...]) -> None:
+    done = gptcli(*command, "nosuch")
+    assert done.returncode == 3 and "'nosuch' is neither a size nor a model here" in done.stderr.decode()

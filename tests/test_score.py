@@ -102,3 +102,9 @@ def test_published_scores_of_the_stories_models_come_out(stories260k: Path) -> N
     stories = stories260k.parent.parent / "corpora" / "tinystories" / "stories.txt"
     done = gptcli("score", "-f", stories, "--documents", "--last", "200", "-m", stories260k, "--json")
     assert json.loads(done.stdout)["bits_per_byte"] == pytest.approx(0.990, abs=0.001)
+
+
+def test_colours_that_were_asked_for_reach_a_pipe(tiny_gpt2: Path) -> None:
+    for choice, tinted in (("prob", True), ("always", True), ("auto", False), ("never", False)):
+        out = quick("score", "hello the", "-m", tiny_gpt2, "--color", choice).stdout
+        assert (b"\x1b[" in out) == tinted and b"bits per byte" in out

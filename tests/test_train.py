@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from zoo import ZOO, Kind, built
 
 from gptcli import Checkpoint, load, model
+from gptcli.commands.fitting import between_updates
 from gptcli.config import Config, Layer, Rope
 from gptcli.data import IGNORED, Batch, Encoded, Pairs
 from gptcli.errors import BadCheckpoint, GptcliError
@@ -394,3 +396,28 @@ def test_gains_of_each_head_begin_at_one_and_do_not_decay(kind: Kind, ours: Chec
     for found in optimizers(ours.decoder.requires_grad_(True), recipe(optimizer="muon")):
         for group in found.groups:
             assert not gains.keys() & group.parameters.keys() or group.decay == 0
+
+
+def test_a_run_that_goes_on_shows_a_lesson_at_once() -> None:
+    training = Training(new(), Fixed(), recipe(n_steps=14), step=4)
+    assert [p.step for p in training.run(show_every=5) if p.lesson] == [5, 10]
+
+
+def test_ctrl_c_in_the_middle_of_an_update_waits_for_its_end() -> None:
+    training = Training(new(), Fixed(), recipe(n_steps=20))
+    true = training.optimizers[0].step
+
+    def step(rate: float) -> None:
+        if training.step == 3:
+            signal.raise_signal(signal.SIGINT)
+        true(rate)
+
+    training.optimizers[0].step = step  # type: ignore[method-assign]
+    before, done = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt), between_updates(training):
+        for progress in training.run():
+            done.append(progress.step)
+    assert done == [1, 2, 3, 4] and training.step == 4 and not training.torn
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt), between_updates(training):
+        signal.raise_signal(signal.SIGINT)  # between two updates it ends at once

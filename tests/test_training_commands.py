@@ -403,7 +403,7 @@ def test_in_a_terminal_a_panel_shows_the_step_as_the_article_draws_it(corpus: Pa
     seen, code = in_terminal("train", corpus, "--out", tmp_path / "m", *SMALL, "--steps", "40", size=(30, 100))
     text = seen.decode()
     assert code == 0
-    for word in ("step 40/40", "left", "loss", "tokens/s", "shown", "guess", "right", "before this step", "after it"):
+    for word in ("step 40/40", "left", "loss", "tokens/s", "shown", "guess", "right", "before step ", "after it"):
         assert word in text, word
     assert "Traceback" not in text
 
@@ -782,3 +782,25 @@ def test_the_context_of_pairs_can_be_made_shorter(trained: Path, pairs: Path, co
     assert done.returncode == 0 and longest <= 13
     done = quick("finetune", trained, corpus, "--out", tmp_path / "b", "--fields", "a,b")
     assert done.returncode == 2 and "--fields is for pairs" in complaint(done)
+
+
+@pytest.mark.parametrize("command", ["train", "finetune"])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_that_cannot_begin_leaves_nothing(command: str, there: bool, tmp_path: Path, trained: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    out = tmp_path / "new"
+    if there:
+        out.mkdir()
+    model = [trained] if command == "finetune" else []
+    done = quick(command, *model, tmp_path / "empty.txt", "--out", out)
+    assert done.returncode == 1 and b"gptcli: error: " in done.stderr
+    assert out.is_dir() == there and not (there and any(out.iterdir()))
+
+
+def test_a_run_that_goes_on_counts_what_is_left(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    begun = quick("train", corpus, "--out", out, *SMALL, "--steps", "6")
+    longer = quick("train", "--resume", "--out", out, "--steps", "9")
+    said = [re.search(r"(\d+) steps of 4 x 32 tokens, ([\d.]+) passes", run.stderr.decode()) for run in (begun, longer)]
+    assert said[0] and said[1] and (said[0][1], said[1][1]) == ("6", "3")
+    assert float(said[1][2]) == pytest.approx(float(said[0][2]) / 2, abs=0.01)

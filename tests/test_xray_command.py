@@ -457,3 +457,10 @@ def test_a_trace_goes_through_a_link_and_replaces_nothing_but_files(
     os.mkfifo(tmp_path / "pipe.xray")
     code, _, err = call(TEXT, "-m", tiny_gpt2, "-n", "1", "--save", tmp_path / "pipe.xray")
     assert code == 2 and "not an ordinary file" in err and (tmp_path / "pipe.xray").is_fifo()
+
+
+@pytest.mark.parametrize("asked", [("--ablate", "L0H1"), ("--sweep", "heads")])
+def test_a_mean_over_nothing_is_refused(call: Call, asked: tuple[str, str], tiny_gpt2: Path) -> None:
+    """The first position, where attention rests, is not part of it."""
+    code, out, err = call("a", "-m", tiny_gpt2, "-n", "1", "--no-bos", "--mean", *asked)
+    assert code == 2 and out == "" and "--mean is over the prompt without its first token" in err

@@ -69,8 +69,9 @@ class Wanted:
         from gptcli.whatif import Edits, Exchange
 
         self.check(checkpoint.config.n_layer, checkpoint.config.n_head)
-        if self.to_mean and means is None:
-            means = xray(checkpoint, prompt.ids)
+        if self.to_mean:
+            refuse_mean_of_one(len(prompt.ids))
+            means = means or xray(checkpoint, prompt.ids)
         looks = self.looks_in(prompt)
         exchanges, others = [], dict[str, Trace]()
         for patch in self.patches:
@@ -85,6 +86,15 @@ class Wanted:
     def looks_in(self, prompt: Prompt) -> list[Look]:
         """The looks with positions counted from 0. Raises UsageError for tokens that this prompt does not have."""
         return [check_look(look, len(prompt.ids)) for look in self.looks]
+
+
+def refuse_mean_of_one(n: int) -> None:
+    """Raises UsageError for a prompt of n tokens of which none is left for a mean."""
+    if n < 2:
+        raise UsageError(
+            "--mean is over the prompt without its first token, and this one has no other",
+            hint="a longer prompt, or without --mean: then parts are set to 0",
+        )
 
 
 def refuse_mean_alone(wanted: Wanted, *, mean: bool, sweep: bool = False) -> None:

@@ -20,6 +20,7 @@ from gptcli.commands.fitting import (
     empty_out,
     fit,
     manner,
+    new_run,
     training_from,
 )
 from gptcli.commands.given import refuse_given
@@ -174,7 +175,7 @@ def finetune(
         targets=tuple(filter(None, lora_targets.split(","))) if lora_targets else None,
     )
     plan, checkpoint = able(plan, where, n_ctx)
-    with alone(out / "run"):
+    with new_run(out):
         plan = prepared(
             plan, checkpoint, out, files, held_out, names, asked, where,
             share=validation_share, epochs=epochs, batch=batch, n_ctx=n_ctx, seed=seed, quiet=watch.quiet,

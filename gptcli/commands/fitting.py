@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from gptcli.disk import replace_text, sweep
 from gptcli.errors import GptcliError, UsageError
@@ -220,12 +222,54 @@ def empty_out(out: Path | None, *, resumes: bool = True) -> Path:
     return out
 
 
+@contextmanager
+def new_run(out: Path) -> Iterator[None]:
+    """This process alone in the folder of a new run. If the run cannot begin, nothing of it stays.
+
+    Raises GptcliError where another one is training there.
+    """
+    from gptcli.saves import alone
+
+    made = not out.exists()
+    with alone(out / "run"):
+        try:
+            yield
+        except BaseException:
+            if not (out / "run" / "recipe.json").exists():
+                shutil.rmtree(out / "run", ignore_errors=True)
+                if made:
+                    with suppress(OSError):  # somebody put something into it meanwhile
+                        out.rmdir()
+            raise
+
+
 def manner(recipe: Recipe) -> str:
     """How its steps are made: float32, 2 threads, compiled."""
     import torch
 
     n = torch.get_num_threads()
     return f"{recipe.precision}, {n} thread{'s' if n > 1 else ''}" + (", compiled" if recipe.compiled else "")
+
+
+@contextmanager
+def between_updates(training: Training) -> Iterator[None]:
+    """Ctrl-C in the middle of an update waits for its end, a moment: half an update is no step that can be saved."""
+
+    def interrupted(number: int, frame: object) -> None:
+        if training.torn and not training.stops:
+            training.stops = True
+        else:
+            raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGINT, interrupted)
+    except ValueError:  # not the main thread, which no signal reaches
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def fit(
@@ -267,7 +311,7 @@ def fit(
     if training.recipe.compiled and training.step < n_steps and not watch.quiet:
         say("gptcli: compiling the step, a minute or two ...")
     try:
-        with written(out), (out / "metrics.jsonl").open("a", encoding="utf-8", buffering=1) as log:
+        with between_updates(training), written(out), kept_log(out) as log:
             for progress in training.run(validate_every=validate_every, show_every=10 if panel else 0):
                 last = progress
                 log.write(json.dumps(_metric(progress)) + "\n")
@@ -292,6 +336,11 @@ def fit(
         if panel:
             panel.close()
     return last
+
+
+def kept_log(out: Path) -> TextIO:
+    """metrics.jsonl, to be gone on with; each line is there once it is written."""
+    return (out / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
 
 
 def _metric(progress: Progress) -> dict[str, Any]:

@@ -67,9 +67,7 @@ PromptFlag = Annotated[
 ]
 File = Annotated[
     str | None,
-    typer.Option(
-        "-f", "--file", metavar="PATH", rich_help_panel=TEXT, help="Read the prompt from a file; - for stdin."
-    ),
+    typer.Option("-f", "--file", metavar="PATH", rich_help_panel=TEXT, help="Read the text from a file; - for stdin."),
 ]
 StdinLast = Annotated[
     bool, typer.Option("--stdin-last", rich_help_panel=TEXT, help="Put piped text after the argument, not before it.")

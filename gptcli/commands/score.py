@@ -76,7 +76,8 @@ def score(
         ]  # fmt: skip
         output.json({"model": checkpoint.name, **figures, "token_scores": tokens})
     else:
-        if output.is_terminal and not documents and theme.wants_colour(settings["color"].value, terminal=True):
+        choice = settings["color"].value
+        if not documents and (choice == "prob" or theme.wants_colour(choice, terminal=output.is_terminal)):
             from gptcli.render.stream import tinted
 
             parts = [(raw(i), math.exp(p)) for i, p in zip(found[0].ids[1:], found[0].logprobs, strict=True)]

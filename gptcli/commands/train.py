@@ -23,6 +23,7 @@ from gptcli.commands.fitting import (
     empty_out,
     fit,
     manner,
+    new_run,
     training_from,
 )
 from gptcli.commands.given import refuse_given
@@ -133,10 +134,8 @@ def train(
     )  # fmt: skip
     if tokenizer is not None and n_vocab is not None:
         raise UsageError("--vocab is for a new tokenizer, and --tokenizer names one that is there")
-    from gptcli.saves import alone
-
     shape, library = _able(shape, tokenizer, asked, where)
-    with alone(out / "run"):
+    with new_run(out):
         recipe = _prepared(
             out, shape, files, held_out, library, asked, where, share=validation_share, seed=seed, quiet=watch.quiet
         )
@@ -272,11 +271,11 @@ def _run(out: Path, recipe: Recipe, device: str, watch: Watch) -> None:
     batches = Windows(run, tokens, n_ctx=recipe.n_ctx, seed=recipe.seed)
     training = training_from(checkpoint.decoder, batches, recipe, found)
     if not watch.quiet:
-        n, total = checkpoint.config.n_params(), recipe.n_tokens(recipe.n_steps)
-        n_left = recipe.n_steps - training.step
+        n, n_left = checkpoint.config.n_params(), recipe.n_steps - training.step
+        passes = (recipe.n_tokens(recipe.n_steps) - training.n_tokens) / tokens.n_train
         say(
             f"gptcli: {n:,} parameters, {n_left} steps of {recipe.batch} x {recipe.n_ctx} tokens, "
-            f"{total / tokens.n_train:.2f} passes over {tokens.n_train:,} tokens, " + manner(recipe)
+            f"{passes:.2f} passes over {tokens.n_train:,} tokens, " + manner(recipe)
         )
     fit(training, out, lambda folder: save(checkpoint, folder), checkpoint.tokenizer, watch)
 

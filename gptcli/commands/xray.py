@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gptcli.commands import options as o
-from gptcli.commands.editing import Wanted, refuse_mean_alone
+from gptcli.commands.editing import Wanted, refuse_mean_alone, refuse_mean_of_one
 from gptcli.commands.given import refuse_given
 from gptcli.commands.loading import load_chosen
 from gptcli.commands.prompt import read_prompt
@@ -380,6 +380,8 @@ class _Job:
         from gptcli.whatif import sweep
 
         assert self.sweep is not None
+        if self.mean:
+            refuse_mean_of_one(len(self.prompt.ids))
         target, rival = self._best_two(plain)
         found = sweep(self.checkpoint, plain.trace, self.sweep, target, rival, to_mean=self.mean)
         return Mosaic(

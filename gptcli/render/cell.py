@@ -49,6 +49,16 @@ def signed(x: float, digits: int = 2) -> str:
     return "~0" if float(text) == 0 and x != 0 else "0" if x == 0 else text.replace("-", "−")
 
 
+def exact(x: float) -> str:
+    """+1.0166, −0.0466: a sum, and the model's own number under it."""
+    return f"{x:+.4f}".replace("-", "−")
+
+
+def off(error: float) -> Text:
+    """`error −5e-07`, of a sum."""
+    return Text(f"error {'−' if error < 0 else '+'}{abs(error):.0e}" if error else "error 0", "dim")
+
+
 def compact(x: float) -> str:
     """A length in three digits that mean something: 0.42, 3.14, 35.2, 704, 25k; <.01 for what would be 0.00."""
     if x >= 9_950:

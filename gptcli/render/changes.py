@@ -138,15 +138,15 @@ def draw_occlusion(scan: Scan, found: Occlusion, *, colour: bool, light: bool = 
     title.append_text(chip(label(scan, found.target), theme.ANSWER, colour=colour))
     title.append(" rests on", "bold")
     title.append(f"  loss of log p, nats, when a token is replaced by {label(scan, found.neutral)}", "dim")
-    text, lines = Text(overflow="fold"), []
+    text = Text(overflow="fold")
+    table = Columns(("", "right"), ("", "left"), ("", "right"), ("", "left"), header=False, spare=(3,))
     for i, x in enumerate(found.loss):
         name = label(scan, scan.ids[i])
         text.append(f" {name} ", tinted(x, most) if colour else "")
-        line = Text.assemble((f"{i:>4} ", "dim"), fit(name, 16), f" {signed(x):>6} ")
-        line.append_text(two_sided(x, most, 14, colour=colour, light=light))
-        lines.append(line)
+        bar = two_sided(x, most, 14, colour=colour, light=light)
+        table.add_row(Text(str(i), "dim"), fit(name, 16), signed(x), bar)
     notes = ["right: it spoke for the token", "left: against it", "one token at a time: they do not add up"]
-    return Group(title, text, Text(), *lines, Flow(notes), footer(scan))
+    return Group(title, text, Text(), table, Flow(notes), footer(scan))
 
 
 def draw_draw(scan: Scan, found: Draw, *, colour: bool, light: bool = False) -> RenderableType:

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from gptcli.records_xray import Book, Scan
 from gptcli.render import theme
-from gptcli.render.cell import Columns, chip, label, signed, two_sided
+from gptcli.render.cell import Columns, chip, exact, label, off, signed, two_sided
 from gptcli.render.check import footer
 from gptcli.render.heads import called
 
@@ -24,17 +24,17 @@ def draw(scan: Scan, position: int, *, alone: bool, colour: bool, light: bool = 
     if const := book.const.number(position):
         parts.append(("constant", const))
     most = max((abs(x) for _, x in parts), default=0.0) or 1.0
-    table = Columns(("", "right"), ("", "right"), ("", "left"), header=False)
+    table = Columns(("", "right"), ("", "right"), ("", "left"), header=False, spare=(2,))
     for name, x in parts:
         table.add_row(
             name.replace(" attn", " attention"), signed(x), two_sided(x, most, BAR, colour=colour, light=light)
         )
     total, logit = book.total.number(position), book.logit.number(position)
-    table.add_row(Text("sum", "bold"), Text(f"{total:+.4f}", "bold"), "")
+    table.add_row(Text("sum", "bold"), Text(exact(total), "bold"), "")
     what = "model" if book.capped is None else "model, before its cap"
-    table.add_row(what, f"{logit:+.4f}", Text(f"error {total - logit:+.0e}" if total != logit else "error 0", "dim"))
+    table.add_row(what, exact(logit), off(total - logit))
     if book.capped is not None:
-        table.add_row("after the cap", f"{book.capped.number(position):+.4f}", "")
+        table.add_row("after the cap", exact(book.capped.number(position)), "")
     heads = _heads(scan, book, position, colour=colour, light=light)
     return Group(_title(scan, position, book, colour=colour), table, *heads, footer(scan))
 

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from gptcli.records_xray import Neurons, Scan
 from gptcli.render import theme
-from gptcli.render.cell import Columns, Legend, chip, label, signed, two_sided
+from gptcli.render.cell import Columns, Legend, chip, exact, label, off, signed, two_sided
 from gptcli.render.check import footer
 
 BAR = 8
@@ -28,9 +28,8 @@ def draw(scan: Scan, found: Neurons, *, colour: bool, light: bool = False) -> Re
         if value:
             table.add_row(Text(name, "dim"), "", Text(signed(value), "dim"))
     total = sum(neuron.value for neuron in found.shown) + found.others + found.bias
-    error = f"error {total - found.write:+.0e}" if total != found.write else "error 0"
-    table.add_row(Text("sum", "bold"), "", Text(f"{total:+.4f}", "bold"))
-    table.add_row(f"L{found.layer} mlp", "", f"{found.write:+.4f}", Text(error, "dim"))
+    table.add_row(Text("sum", "bold"), "", Text(exact(total), "bold"))
+    table.add_row(f"L{found.layer} mlp", "", exact(found.write), off(total - found.write))
     legend = Legend(
         table,
         [

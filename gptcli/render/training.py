@@ -48,7 +48,7 @@ class Panel:
         self._losses = [(float(r["step"]), float(r["loss"])) for r in kept]
         self._validations = [(float(r["step"]), float(r["validation"])) for r in kept if "validation" in r]
         self._first: Progress | None = None
-        self._lesson: Lesson | None = None
+        self._lesson: tuple[int, Lesson] | None = None  # and the step that taught it
         self._drawn = self._lesson_at = 0.0
         console = Console(file=sys.stderr, no_color=not coloured, highlight=False, markup=False, emoji=False)
         self._live = Live(console=console, auto_refresh=False, transient=False)
@@ -62,7 +62,7 @@ class Panel:
         self._first = self._first or p
         now = time.monotonic()
         if p.lesson is not None and now - self._lesson_at >= LESSON_SECONDS:
-            self._lesson, self._lesson_at = p.lesson, now
+            self._lesson, self._lesson_at = (p.step, p.lesson), now
         if now - self._drawn >= REFRESH or p.step == self._n_steps:
             self._drawn = now
             self._live.update(draw(p, self._losses, self._validations, self._lesson, self._tokenizer, self._pace(p)))
@@ -83,7 +83,7 @@ def draw(
     p: Progress,
     losses: Sequence[tuple[float, float]],
     validations: Sequence[tuple[float, float]],
-    lesson: Lesson | None,
+    lesson: tuple[int, Lesson] | None,
     tokenizer: Vocabulary,
     pace: float,
 ) -> Any:
@@ -116,7 +116,7 @@ def draw(
     legend = Columns(facts, padding=(0, 2), column_first=True)
     parts: list[Any] = [head, legend, _Curve(losses, validations)]
     if lesson is not None:
-        parts += [Text(), *_lesson(lesson, tokenizer)]
+        parts += [Text(), *_lesson(*lesson, tokenizer)]
     return Group(*parts)
 
 
@@ -174,7 +174,7 @@ class _Shown:
         yield line
 
 
-def _lesson(lesson: Lesson, tokenizer: Vocabulary) -> list[Any]:
+def _lesson(step: int, lesson: Lesson, tokenizer: Vocabulary) -> list[Any]:
     """Features, guess, right token, error before and after: the article's picture of one training step."""
     from rich.text import Text
 
@@ -191,7 +191,7 @@ def _lesson(lesson: Lesson, tokenizer: Vocabulary) -> list[Any]:
     guess.append(f"  {chance(lesson.p_guess)}   ", "dim")
     guess.append("✓ right" if lesson.guess == lesson.label else "✗ wrong", "dim")
     right = Text(" right  ", "dim").append(f" {word(lesson.label)} ", f"#ffffff on {theme.LABEL}")
-    right.append(f"  {chance(lesson.p_before)} before this step, {chance(lesson.p_after)} after it", "dim")
+    right.append(f"  {chance(lesson.p_before)} before step {step}, {chance(lesson.p_after)} after it", "dim")
     return [shown, guess, right]
 
 
@@ -218,4 +218,4 @@ if __name__ == "__main__":
         tokens_per_s=4034.0,
     )  # fmt: skip
     seen = Lesson(features=tuple(range(8)), label=8, guess=9, p_guess=0.21, p_before=0.034, p_after=0.051)
-    Console().print(draw(step, curve, curve[::40], seen, Words(), 2.03))
+    Console().print(draw(step, curve, curve[::40], (400, seen), Words(), 2.03))

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from gptcli.records_xray import Scan, Stop, Walk
 from gptcli.render import theme
-from gptcli.render.cell import Columns, Flow, chip, fit, label, signed, two_sided
+from gptcli.render.cell import Columns, Flow, chip, exact, fit, label, off, signed, two_sided
 from gptcli.render.check import footer
 from gptcli.render.heads import called
 
@@ -112,8 +112,7 @@ def _words(scan: Scan, walk: Walk, *, colour: bool, light: bool) -> list[Rendera
         table.add_row(Text(name, style) if isinstance(name, str) else name, Text(signed(x), style),
                       two_sided(x, most, BAR, colour=colour, light=light))  # fmt: skip
     total = sum(walk.words) + sum(walk.places) + walk.constant + walk.rounding
-    error = Text(f"error {total - walk.score:+.0e}" if total != walk.score else "error 0", "dim")
-    table.add_row(Text("sum", "bold"), Text(f"{total:+.4f}", "bold"), "")
-    table.add_row("model", f"{walk.score:+.4f}", error)
+    table.add_row(Text("sum", "bold"), Text(exact(total), "bold"), "")
+    table.add_row("model", exact(walk.score), off(total - walk.score))
     head = Text.assemble(("through all ways together ", "bold"), ("what each word gives", "dim"))
     return [head, table]
