@@ -272,3 +272,17 @@ def test_the_command_of_each_page_runs(guide: Guide, key: str, tmp_path: Path) -
         ["bash", "-c", shell], capture_output=True, stdin=subprocess.DEVNULL, cwd=tmp_path, env=environment()
     )
     assert done.returncode == 0 and done.stdout, done.stderr
+
+
+def test_the_command_of_the_last_page_makes_the_numbers_of_that_page(guide: Guide, tmp_path: Path) -> None:
+    page = guide.page("finetuning")
+    assert isinstance(page.picture, Change)
+    said, name = page.command.replace(" tuned", f" {tmp_path / 'tuned'}"), guide.checkpoint.folder
+    tune, _ = said.removeprefix(f'echo "{LAW}" | ').split(" && ")
+    done = subprocess.run(
+        [*PROGRAM, *shlex.split(tune)[1:]], input=LAW.encode(), env=environment(), capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    found = json.loads(gptcli("diff", name, tmp_path / "tuned", "--json").stdout)
+    moved = {m.name: m.relative for m in page.picture.found.moved}
+    assert {m["name"]: m["relative"] for m in found["parameters"]} == pytest.approx(moved, rel=1e-3)

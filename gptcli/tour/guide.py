@@ -25,7 +25,7 @@ from gptcli.folder import SHIPPED
 from gptcli.generation import generate, prepare
 from gptcli.model import visible
 from gptcli.params import Account, Subject, account
-from gptcli.recipe import Recipe
+from gptcli.recipe import scaled
 from gptcli.records import Step
 from gptcli.records_xray import Scan
 from gptcli.sampling import Sampling
@@ -52,7 +52,7 @@ from gptcli.train import Once, Training, lessons
 LAW = "Second law of robotics: A robot must obey the orders given it by human beings"
 STORY = "Once upon a time"
 OBEY = "a robot must obey the orders given it"
-LEARNING = 3e-4  # of one step, as gptcli examples --learn has it
+LEARNING, RATE = 3e-4, 1e-3  # of one step, as gptcli examples --learn has it; of the fine-tuning
 EXAMPLES = tuple(f"{name} has a green kite.\n" for name in ("Tom", "Lily", "Ben", "Mia"))
 CASE, ASKED = "Anna has", " a green kite."
 N_WRITTEN, N_ROWS, N_FED_BACK, N_STEPS = 40, 10, 3, 20
@@ -275,8 +275,16 @@ class Guide:
 
     def finetuning(self) -> Made:
         tuned = self._copy()
-        recipe = Recipe(n_steps=N_STEPS, n_ctx=len(self.law) - 1, batch=1, learning_rate=1e-3, schedule="constant")
-        deque(Training(tuned.decoder, Once(self.law, self.checkpoint.device), recipe).run(), maxlen=0)
+        tokenizer, ends = (
+            self.checkpoint.tokenizer,
+            sorted(self.checkpoint.tokenizer.eos_ids or self.checkpoint.eos_ids),
+        )
+        ids = [*ends[:1], *tokenizer.encode(LAW), *ends[:1]][: self.config.n_ctx + 1]  # as finetune has a text
+        n = len(ids) - 1
+        recipe = scaled(
+            n_tokens=N_STEPS * n, n_ctx=n, batch_tokens=n, learning_rate=RATE, schedule="constant", growth=(0, 0)
+        )
+        deque(Training(tuned.decoder, Once(ids, self.checkpoint.device), recipe).run(), maxlen=0)
         found = difference(
             self.checkpoint.folder.name, f"after {N_STEPS} steps", self.checkpoint.decoder, tuned.decoder
         )
@@ -286,7 +294,8 @@ class Guide:
             "n_params": number(found.n_params),
         }
         model = shlex.quote(self._name)
-        command = f'echo "{LAW}" | gptcli finetune {model} - --steps {N_STEPS} --out tuned && gptcli diff {model} tuned'
+        how = f"--steps {N_STEPS} --batch 1 --lr {RATE} --schedule constant --precision float32"
+        command = f'echo "{LAW}" | gptcli finetune {model} - {how} --out tuned && gptcli diff {model} tuned'
         return facts, Change(found=found), command
 
 
