@@ -7,7 +7,9 @@ import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -138,7 +140,11 @@ def load_layout(layout: Layout, *, device: str = "auto", dtype: str = "auto", qu
     whole = layout.config.n_params() * kind.itemsize
     need = whole if quantize == "none" else rounded_size(layout.config, cast(Bits, quantize), kind)
     check_fits(need, where, what="the weights")
-    tokenizer = Tokenizer.from_folder(layout.source.folder, n_vocab=layout.config.n_vocab)
+    with ThreadPoolExecutor(1) as beside:  # a large vocabulary takes a third of the time that the weights do
+        reading = beside.submit(Tokenizer.from_folder, layout.source.folder, n_vocab=layout.config.n_vocab)
+        fill = _fill if quantize == "none" else partial(_rounded, bits=cast(Bits, quantize))
+        decoder = fill(layout, where, kind)
+        tokenizer = reading.result()
     eos_ids = layout.eos_ids | tokenizer.eos_ids
     start = tokenizer.bos_id if tokenizer.bos_id is not None else layout.bos_id
     if start is None and len(tokenizer.eos_ids) == 1:  # GPT-2's kind: one token both ends a text and starts the next
@@ -148,9 +154,7 @@ def load_layout(layout: Layout, *, device: str = "auto", dtype: str = "auto", qu
         folder=layout.source.folder,
         family=layout.family,
         config=layout.config,
-        decoder=_fill(layout, where, kind)
-        if quantize == "none"
-        else _rounded(layout, where, kind, cast(Bits, quantize)),
+        decoder=decoder,
         tokenizer=tokenizer,
         config_json=layout.config_json,
         generation_config=layout.generation_config,
