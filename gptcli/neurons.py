@@ -79,7 +79,7 @@ def neurons(
 @torch.inference_mode()
 def neuron_ledger(trace: Trace, layer: int, direction: Tensor, at: slice = slice(None)) -> NeuronLedger:
     """Splits what one layer's MLP put in. at: the positions, T of them; direction: a ledger's there, [T, C]."""
-    c, block = trace.config, _block(trace.decoder, layer)
+    c, block = trace.config, block_of(trace.decoder, layer)
     mlp = block.mlp
     assert isinstance(mlp, MLP)
     _, up, bent = hidden(block, (trace.states[layer] if c.parallel else trace.mid_of(layer))[at])
@@ -123,7 +123,7 @@ def raised(decoder: Decoder, layer: int, which: Tensor, acts: Tensor, *, n: int,
 
     size: ids from here on are padding.
     """
-    block = _block(decoder, layer)
+    block = block_of(decoder, layer)
     mlp = block.mlp
     assert isinstance(mlp, MLP)
     rows = wide(mlp.down.weight).T[which] * acts.sign()[:, None]  # [N, C]
@@ -136,7 +136,8 @@ def raised(decoder: Decoder, layer: int, which: Tensor, acts: Tensor, *, n: int,
     return scores.topk(min(n, scores.shape[-1])).indices
 
 
-def _block(decoder: Decoder, layer: int) -> Block:
+def block_of(decoder: Decoder, layer: int) -> Block:
+    """One layer, as what it is: a list of modules hides that."""
     block = decoder.blocks[layer]
     assert isinstance(block, Block)
     return block

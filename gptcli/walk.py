@@ -26,7 +26,7 @@ from gptcli.errors import CheckFailed, Unsupported
 from gptcli.ledger import direction, head_directions, logits, refusal, through_norm
 from gptcli.lens import BOUNDS, WIDE
 from gptcli.model import MLP, Attention, Block, Norm
-from gptcli.neurons import hidden, mlp_reads_through
+from gptcli.neurons import block_of, hidden, mlp_reads_through
 from gptcli.records_xray import Stop, Walk
 from gptcli.trace import Trace
 
@@ -122,7 +122,7 @@ class _Flow:
         value = _along(trace.states[-1], down)
         for i in reversed(range(c.n_layer)):
             x = wide(trace.states[i])
-            mlp, const = through_mlp(_block(trace, i), x if c.parallel else wide(trace.mid_of(i)), down)
+            mlp, const = through_mlp(block_of(trace.decoder, i), x if c.parallel else wide(trace.mid_of(i)), down)
             attn, more = self._attention(i, x, down if c.parallel else down + mlp)
             above, down = down, down + mlp + attn
             below, const = _along(x, down), const + more
@@ -138,7 +138,7 @@ class _Flow:
     def _attention(self, layer: int, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         """The direction in which what is read matters, and what no position gives. x, d: [T, C]. [T, C], [T]."""
         trace, c = self._trace, self._trace.config
-        block, z = _block(trace, layer), wide(trace.z[layer])
+        block, z = block_of(trace.decoder, layer), wide(trace.z[layer])
         g, const = head_directions(block, z, d * c.residual_scale)  # [H, T, D]
         taken = trace.pattern_of(layer).to(g.dtype).transpose(1, 2) @ g  # by source: [H, T, D]
         taken = taken.view(c.n_kv_head, -1, *taken.shape[1:]).sum(1)  # heads that share values: [K, T, D]
@@ -208,7 +208,9 @@ class _Tree:
         parts.append(_Part(name="place", position=at, value=float(place @ d)))
         taken: list[tuple[Tensor, Tensor, Tensor]] = []  # of each layer: looks, directions, values
         for i in range(state.layer + state.middle):
-            g, bias = head_directions(_block(trace, i), wide(trace.z[i][:, at : at + 1]), d[None] * c.residual_scale)
+            g, bias = head_directions(
+                block_of(trace.decoder, i), wide(trace.z[i][:, at : at + 1]), d[None] * c.residual_scale
+            )
             const += float(bias)
             look, g = self._look(i, at), g[:, 0]  # [H, S], [H, D]
             values = torch.einsum("hd,hsd->hs", g, shared(wide(trace.v[i]), c.n_head)[:, : at + 1])
@@ -256,7 +258,7 @@ class _Tree:
         assert part.opens
         trace, c, at = self._trace, self._trace.config, slice(part.position, part.position + 1)
         layer, head, d = part.opens
-        block, x = _block(trace, layer), wide(trace.states[layer][at])
+        block, x = block_of(trace.decoder, layer), wide(trace.states[layer][at])
         if head is None:
             middle = not c.parallel
             read, const = through_mlp(block, wide(trace.mid_of(layer)[at]) if middle else x, d[None])
@@ -330,12 +332,6 @@ def _size(x: Tensor, d: Tensor) -> float:
 def _worse(a: float, b: float) -> float:
     """The larger error; not a number, once one is."""
     return b if not b <= a else a
-
-
-def _block(trace: Trace, layer: int) -> Block:
-    block = trace.decoder.blocks[layer]
-    assert isinstance(block, Block)
-    return block
 
 
 def _places(trace: Trace, at: int | slice) -> Tensor:

@@ -66,12 +66,12 @@ def optimize(
         _not_compiled(output, figures, reason, as_json)
         return
     before = compiled.tokens_per_second(decoder, None)
-    try:
-        found, several, seconds = _made(decoder, again=again, shown=hears() and not settings["quiet"].value)
-    except NoCompiler:
+    made = _made(decoder, again=again, shown=hears() and not settings["quiet"].value)
+    if made is None:
         reason = "no C++ compiler here (g++ or clang++), so nothing was compiled; all works without"
         _not_compiled(output, figures, reason, as_json)
         return
+    found, several, seconds = made
     text = checkpoint.tokenizer.encode(TEXT)
     most, largest = compiled.difference(decoder, found, text[: checkpoint.config.n_ctx])
     if not most <= largest * (EXACT if exact(decoder) else COARSE):
@@ -100,12 +100,8 @@ def optimize(
         output.line(_text(figures))
 
 
-class NoCompiler(Exception):
-    """Something is to be compiled, and nothing here can."""
-
-
-def _made(decoder: Decoder, *, again: bool, shown: bool) -> tuple[Pass, FewTokens | None, float]:
-    """The pass of one token and that of 8, made where they were not, and the seconds that took.
+def _made(decoder: Decoder, *, again: bool, shown: bool) -> tuple[Pass, FewTokens | None, float] | None:
+    """The pass of one token and that of 8, made where they were not, and the seconds that took; None: no compiler.
 
     again: though they were. The second is None for a model that has none, or where it cannot be made.
     """
@@ -117,7 +113,7 @@ def _made(decoder: Decoder, *, again: bool, shown: bool) -> tuple[Pass, FewToken
     if found and not wanted:
         return found, several, 0.0
     if not compiled.has_compiler():
-        raise NoCompiler
+        return None
     began = time.perf_counter()
     if found is None:
         with _waiting("compiling one token's pass, half a minute to three", shown):
