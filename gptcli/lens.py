@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from gptcli.linear import linear
 from gptcli.model import Decoder, Head
 from gptcli.trace import Trace
 
@@ -66,13 +67,21 @@ def in_slices(end: Decoder, n: int, *, room: Tensor | None = None) -> Iterator[D
     for a in range(0, len(weight), n):
         part = copy.copy(end)
         part._modules = dict(end._modules)
-        head = Head(end.config)
+        head = _Slice(end.config)
         head._parameters.clear()
         rows = weight[a : a + n]
         head.__dict__["weight"] = _wide(rows) if room is None else room[: len(rows)].copy_(rows)
         head.__dict__["bias"] = None if bias is None else _wide(bias[a : a + n])
         part._modules["head"] = head
         yield part
+
+
+class _Slice(Head):
+    """A part of a head, whose scores lie in memory as the product leaves them."""
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        assert self.weight is not None
+        return linear(x, self.weight, self.bias, as_made=True)
 
 
 def head_of(decoder: Decoder) -> Tensor:
@@ -94,7 +103,7 @@ def scores(end: Decoder, x: Tensor, out: Tensor | None = None, *, room: Tensor |
     """Vectors of the stream as scores of all tokens, by what `end_of` gives: float32 or wider. [..., C] -> [..., V]."""
     x = x.to(end.embed.weight.dtype) if end.embed.weight.dtype in WIDE else _wide(x)
     weight = head_of(end)
-    if out is None and weight.dtype in WIDE and len(weight) <= SLICE:
+    if out is None and (isinstance(end.head, _Slice) or (weight.dtype in WIDE and len(weight) <= SLICE)):
         return end.readout(x)
     z = x.new_empty(*x.shape[:-1], len(weight)) if out is None else out
     room = room_for(end) if room is None else room

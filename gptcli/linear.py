@@ -25,14 +25,15 @@ PARTS, FITS = (1.0, 0.95, 0.9, 0.85, 0.8), 4  # what rounding to 4 bits tries
 TINY = 1e-30  # a scale is never 0
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b, in the dtype of x."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, as_made: bool = False) -> Tensor:
+    """x W^T + b, in the dtype of x. as_made: it need not be contiguous, where that saves putting it in order."""
     if not few_rows(x):
         rows = x.numel() // x.shape[-1]
         if slow(x, rows):
             return in_float32(x, weight, bias)
         if wants_onednn(x, weight, rows):
-            return by_onednn(x.reshape(rows, -1), weight, bias).view(*x.shape[:-1], -1)
+            y = by_onednn(x.reshape(rows, -1), weight, bias)
+            return (y if as_made else y.contiguous()).view(*x.shape[:-1], -1)
         return F.linear(x, weight, bias)
     y = rows_times(x, weight)
     return (y if bias is None else y + bias.float()).to(x.dtype).view(*x.shape[:-1], -1)
@@ -89,14 +90,14 @@ def wants_onednn(x: Tensor, weight: Tensor, rows: int) -> bool:
 
 
 def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b, by oneDNN's product. [R, K], [N, K] -> [R, N]."""
+    """x W^T + b, by oneDNN's product. [R, K], [N, K] -> [R, N], of few rows not contiguous."""
     product: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
     if len(x) > SWAPPED:
         # oneDNN keeps what it made for each number of rows, a megabyte or so: let there be four to each doubling
         step = 1 << (len(x).bit_length() - 3)
         return product(F.pad(x, (0, 0, 0, -len(x) % step)), weight, bias, "none", [], "")[: len(x)]
     # the matrix stands where the vectors should: there it is read as it lies, and not put in another order first
-    y = product(weight, x, None, "none", [], "").T.contiguous()
+    y = product(weight, x, None, "none", [], "").T
     return y if bias is None else y.add_(bias)
 
 

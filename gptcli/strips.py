@@ -8,6 +8,8 @@ matrix product. That is 2 (L + 1) C V operations a token, about six times a pass
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,10 @@ from gptcli.model import Block, Decoder, Tape
 from gptcli.records_xray import Strip
 from gptcli.trace import Part
 
-SLICE, WIDE_SLICE = 768, 4096  # tokens read at once: 768 rows of 576 numbers are 1.8 MB; oneDNN cuts them itself
+SLICE = 768  # tokens whose scores are computed at once: 768 rows of 576 numbers are 1.8 MB; oneDNN cuts them itself
+MANY = 1 << 16  # tokens whose scores are held at once
+PARTS = 16  # of these, which are added up on their own
+FULL = 16  # rows: as many as a register has room for
 
 
 class Strips:
@@ -30,13 +35,13 @@ class Strips:
     def __init__(self, decoder: Decoder, *, edits: Tape | None = None, size: int | None = None) -> None:
         self._decoder, self._edits, self._size = decoder, edits, size
         self.only_states = edits is None
-        n_vocab, on_cpu = decoder.config.n_vocab, decoder.embed.weight.device.type == "cpu"
-        self._n = (WIDE_SLICE if held_back("cpu") else SLICE) if on_cpu else n_vocab
-        self._slices = list(in_slices(end_of(decoder), self._n))
-        shape, dtype = (decoder.config.n_layer + 1, n_vocab), head_of(self._slices[0]).dtype
-        # kept from token to token, because fresh memory is slow
-        self._z = torch.empty(shape, device=decoder.embed.weight.device, dtype=dtype)
-        self._e = torch.empty_like(self._z)
+        on_cpu = decoder.embed.weight.device.type == "cpu"
+        self._swapped = on_cpu and held_back("cpu")  # whether each of our rows is a column of the product
+        n = SLICE if on_cpu and not self._swapped else MANY
+        slices = list(in_slices(end_of(decoder), n))
+        self._groups = [slices[i : i + MANY // n] for i in range(0, len(slices), MANY // n)]
+        self._z: dict[int, Tensor] = {}  # of the groups, kept from token to token: fresh memory is slow
+        self._e: dict[int, Tensor] = {}
         self._rows: list[Tensor] = []  # [C] each
         self._x = torch.empty(0)
 
@@ -72,24 +77,50 @@ class Strips:
         """The embedding, then the state after each block, of the newest position. [R, C]."""
         return torch.stack(self._rows)
 
+    def _scores(self, states: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of all tokens, MANY at a time, and room for as many numbers, laid out alike. [R, C] -> [R, MANY] twice."""
+        for i, group in enumerate(self._groups):
+            z = scores(group[0], states)
+            if len(group) > 1:
+                if i not in self._z:
+                    self._z[i] = z.new_empty(len(z), sum(len(head_of(part)) for part in group))
+                for part, room in zip(group, torch.split(self._z[i], z.shape[1], 1), strict=True):
+                    room.copy_(z if part is group[0] else scores(part, states))
+                z = self._z[i]
+            if i not in self._e:
+                self._e[i] = torch.empty_like(z)
+            yield z, self._e[i]
+
     @torch.inference_mode()
     def read(self, id: int, logprob: float) -> Strip:
         """How each row stands to a token, whose log-probability the model said to be `logprob`.
 
         Raises CheckFailed when the last row says otherwise.
         """
-        z, states = self._z, self.states  # [R, V], [R, C]
-        for i, part in enumerate(self._slices):
-            z[:, i * self._n : (i + 1) * self._n] = scores(part, states)
-        own = z[:, id].clone()
-        most = z.amax(-1)
-        best = most if self._size in (None, z.shape[1]) else z[:, : self._size].amax(-1)
-        rank = 1 + int((z[-1, : self._size] > own[-1]).sum())
-        z -= most[:, None]
-        e = torch.exp(z, out=self._e)
-        total = e.sum(-1)
-        p = e[-1] / total[-1]
-        cross = total.log() - torch.mul(z, p, out=e).sum(-1)  # as in lens.read: sums by halves, 0 for the last row
+        states, start, found, last = self.states, 0, list[Tensor](), list[Tensor]()
+        n, size = len(states), self._decoder.config.n_vocab if self._size is None else self._size
+        if self._swapped:
+            states = torch.cat((states, states[-1:].expand(-n % FULL, -1)))
+        own = least = states.new_full((len(states),), float("-inf"), dtype=head_of(self._groups[0][0]).dtype)
+        for z, e in self._scores(states):  # what these are needed for is done while they are in the cache
+            most, listed = z.amax(-1), z[:, : max(0, size - start)]
+            best = most if listed.shape == z.shape else listed.amax(-1) if listed.shape[1] else least
+            last.append(listed[n - 1].clone())
+            if start <= id < start + z.shape[1]:
+                own = z[:, id - start].clone()
+            start += z.shape[1]
+            z -= most[:, None]
+            torch.exp(z, out=e)
+            total = _sums(e)
+            z *= e[n - 1]
+            found.append(torch.stack((most, best, total, _sums(z))))
+        mosts, bests, totals, crosses = torch.stack(found, 1)[..., :n].double()  # [groups, R] each
+        own, most, best = own[:n].double(), mosts.amax(0), bests.amax(0)
+        weights = (mosts - most).exp()
+        total = (totals * weights).sum(0)
+        # KL = (ln total - sum p z) - (the same of the last row), so that of the last row it is 0
+        shares = weights[:, -1:] / total[-1]
+        cross = total.log() - (shares * (crosses + totals[:, -1:] * (mosts - most))).sum(0)
         own_logprob = own - most - total.log()
         error = abs(float(own_logprob[-1]) - logprob) / max(1.0, float(most[-1].abs()))
         if not error <= 2 * BOUNDS[self._decoder.embed.weight.dtype]:
@@ -102,6 +133,13 @@ class Strips:
             logprobs=tuple(own_logprob.tolist()),
             kl=tuple((cross - cross[-1]).clamp(min=0).tolist()),
             stands=tuple((own >= best).tolist()),
-            rank=rank,
+            rank=1 + sum(int((z > own[-1]).sum()) for z in last),
             error=error,
         )
+
+
+def _sums(x: Tensor) -> Tensor:
+    """Of each row, [R, n]. Where rows lie across the memory, in parts: so each thread adds what it wrote."""
+    if x.is_contiguous() or x.shape[1] % PARTS:
+        return x.sum(-1)
+    return x.mT.reshape(PARTS, -1, len(x)).sum(1).sum(0)

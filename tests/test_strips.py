@@ -79,18 +79,28 @@ def test_the_newest_state_is_the_stream_s_bitwise(tiny_gpt2: Path) -> None:
     assert torch.equal(tape.states[-1], x[0, -1]) and torch.equal(tape.states, traced(decoder).states[:, -1])
 
 
+@pytest.mark.parametrize("swapped", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_slices_of_the_head_make_no_difference(zoo_root: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the strip's, nor the lens's, whether they divide the vocabulary or not; biases, scales and caps too."""
+def test_slices_of_the_head_make_no_difference(
+    zoo_root: Path, dtype: str, swapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the strip's, nor the lens's, whether they divide the vocabulary or not; biases, scales and caps too.
+
+    swapped: as on a processor where scores lie with a token's together, in slices of another size.
+    """
     for name in ("gpt2", "gptj", "granite", "gemma2", "opt-350m"):
         checkpoint = load(str(built(name, zoo_root)[0]), dtype=dtype)
         with torch.inference_mode():
             tape = Strips(checkpoint.decoder)
             logits = checkpoint.decoder(torch.tensor([IDS]), tape=tape)[0, -1].float()
             whole, lens = tape.read(7, float(logits.log_softmax(-1)[7])), read(checkpoint.decoder, tape.states[:, None])
-            monkeypatch.setattr("gptcli.strips.SLICE", 100)
+            monkeypatch.setattr("gptcli.strips.SLICE", 50)
+            monkeypatch.setattr("gptcli.strips.MANY", 160)  # not a whole number of slices, and some are the last's
+            monkeypatch.setattr("gptcli.strips.held_back", lambda device: swapped)
             monkeypatch.setattr("gptcli.lens.SLICE", 89)
             sliced = Strips(checkpoint.decoder)
+            if len(logits) > 160:
+                assert {len(group) for group in sliced._groups[:-1]} == {1 if swapped else 3}
             checkpoint.decoder(torch.tensor([IDS]), tape=sliced)
             again = sliced.read(7, float(logits.log_softmax(-1)[7]))
         assert again.logprobs == pytest.approx(whole.logprobs, abs=1e-4) and again.stands == whole.stands
