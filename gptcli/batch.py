@@ -33,7 +33,6 @@ from gptcli.sampling import Sampling
 from gptcli.together import Together
 
 WITNESSED = 4  # tokens of the first text that are computed alone too
-SMALL = 30_000_000  # numbers of a model whose time goes into other things than products, where FEW rows are enough
 SAFETY = 8  # how many times the largest difference ever seen is allowed for
 LEAST = 2.0**-20  # of the largest logit, in float32: allowed for even where nothing was seen
 
@@ -45,9 +44,9 @@ def generate_batch(
 
     Each text is, token for token, what `generate` makes of that request alone; logprob, p and margin may differ by
     rounding. Requests are read as rows become free, and consecutive ones with the same prompt have it computed once.
-    How, by what is there: with the compiled pass of a few tokens through that (together.py), except for more than FEW
-    texts of a large model in float32; else in one pass for all, if all weights are float32 (with fewer bits near-ties
-    are everywhere); else one after another. So runs, in any case, a text that outgrows its rotary frequencies.
+    How, by what is there: more than FEW texts in one pass for all, if all weights are float32 (with fewer bits
+    near-ties are everywhere); else with the compiled pass of a few tokens through that (together.py); else one after
+    another. So runs, in any case, a text that outgrows its rotary frequencies.
 
     Raises UsageError, OutOfMemory, and GptcliError for logits that are not finite.
     """
@@ -56,7 +55,7 @@ def generate_batch(
     first = list(islice(waiting, batch)) if batch > 1 and (few or is_exact) else []
     n_rows = _that_fit(checkpoint, [request for _, request in first]) if first else 1
     every = chain(first, waiting)
-    if is_exact and n_rows > FEW and checkpoint.config.n_params() > SMALL:
+    if is_exact and n_rows > FEW:
         few = None
     if n_rows > 1:
         yield from (Together(checkpoint, few, n_rows) if few else _Batch(checkpoint, n_rows)).run(every)

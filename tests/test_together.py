@@ -11,7 +11,6 @@ import zoo
 from test_batch import alone, assert_as_alone, ragged, together
 
 from gptcli import Checkpoint, GptcliError, Sampling, load
-from gptcli import batch as module
 from gptcli.cache import Cache
 from gptcli.generation import Request
 from gptcli.linear import FEW, exact
@@ -88,11 +87,8 @@ def test_one_prompt_is_computed_once_and_its_cache_is_everybody_s_own(
 
 
 @gpt2
-def test_in_float32_many_texts_of_a_large_model_keep_their_own_way_and_alone_is_alone(
-    few: EachAlone, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_in_float32_many_texts_keep_their_own_way_and_alone_is_alone(few: EachAlone) -> None:
     model = load(str(few.model.folder))
-    monkeypatch.setattr(module, "SMALL", 0)
     assert_as_alone(model, ragged(20), batch=12)
     together(few.model, [Request(prompt="hello", max_tokens=5)])
     together(few.model, ragged(5), batch=1)
