@@ -110,6 +110,12 @@ def gained(norm: Norm | None, x: Tensor) -> Tensor:
     return x if norm.weight is None else x * wide(norm.weight)
 
 
+def divisor(norm: Norm, x: Tensor) -> Tensor:
+    """That number: the spread of what the norm reads, or its root mean square. [..., C] -> [..., 1]."""
+    square = x.var(-1, unbiased=False, keepdim=True) if norm.kind == "layer" else x.square().mean(-1, keepdim=True)
+    return (square + norm.eps).sqrt()
+
+
 def wide(x: Tensor) -> Tensor:
     """In float32, or as it is if that is wider."""
     return x if x.dtype == torch.float64 else x.float()

@@ -1,7 +1,8 @@
 """The ledger: a logit as the sum of what every part of the model wrote (direct logit attribution), exact.
 
 The final norm divides by one number, s, which is kept as it was; then a score is linear in the last state, and the
-last state is the sum of the embedding and all writes. So with w the token's row of the head, or the difference of two,
+last state is the sum of the embedding and all writes. So with w the token's row of the head, or how far that is from
+another's or from the mean of all,
 
     u = gain * w        d = u / s  (RMSNorm)     d = (u - mean u) / s  (LayerNorm)
     logit = sum over parts of part . d  +  shift . w  +  the head's own bias
@@ -18,9 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gptcli.attention import shared, wide
+from gptcli.attention import divisor, shared, wide
 from gptcli.errors import Unsupported
-from gptcli.lens import CHUNK, end_of, head_of, room_for, scores
+from gptcli.lens import CHUNK, SLICE, end_of, head_of, room_for, scores
 from gptcli.model import Attention, Block, Decoder, Norm
 from gptcli.trace import Trace
 
@@ -62,10 +63,18 @@ def refusal(decoder: Decoder) -> str:
 
 
 @torch.inference_mode()
-def ledger(trace: Trace, target: Tensor, against: Tensor | None = None, *, own: Logits | None = None) -> Ledger:
+def ledger(
+    trace: Trace,
+    target: Tensor,
+    against: Tensor | None = None,
+    *,
+    over_mean: bool = False,
+    own: Logits | None = None,
+) -> Ledger:
     """Of the score of `target` at each position, [T] ids; with `against`, of how far it is ahead of that token.
 
-    own: the model's scores of these tokens, the target's first, by `logits`, where they are known.
+    over_mean: of how far it is above the mean of all tokens' scores. own: the model's scores of these tokens, the
+    target's first, by `logits`, where they are known; then the mean, if it is over that.
 
     Raises Unsupported for a model whose stream is no running sum.
     """
@@ -73,7 +82,7 @@ def ledger(trace: Trace, target: Tensor, against: Tensor | None = None, *, own: 
     if reason := refusal(decoder):
         raise Unsupported(f"there is no ledger of this model: {reason}")
     x = wide(trace.states[-1])
-    d, const = direction(decoder, x, target, against)
+    d, const = direction(decoder, x, target, against, over_mean=over_mean)
     embed = wide(trace.embed)
     position = wide(decoder.pos_embed.weight[: len(x)]) if decoder.pos_embed else None
     names, parts = ["token"], [_along(embed - position if position is not None else embed, d)]
@@ -90,35 +99,50 @@ def ledger(trace: Trace, target: Tensor, against: Tensor | None = None, *, own: 
         names.append("rounding")
         parts.append(_along(x - summed, d))
     ids = [target] if against is None else [target, against]
-    raw, capped = own or logits(decoder, trace.states[-1], torch.stack(ids))
+    raw, capped = own or logits(decoder, trace.states[-1], torch.stack(ids), mean=over_mean)
+    rows = slice(len(ids) + over_mean)
     return Ledger(
         names=tuple(names),
         parts=torch.stack(parts),
         const=const,
-        logit=_lead(raw[: len(ids)]),
-        capped=None if capped is None else _lead(capped[: len(ids)]),
+        logit=_lead(raw[rows]),
+        capped=None if capped is None else _lead(capped[rows]),
         direction=d,
-        size=raw[: len(ids)].abs().sum(0),
+        size=raw[rows].abs().sum(0),
     )
 
 
-def direction(decoder: Decoder, x: Tensor, target: Tensor, against: Tensor | None) -> tuple[Tensor, Tensor]:
+def direction(
+    decoder: Decoder, x: Tensor, target: Tensor, against: Tensor | None, *, over_mean: bool = False
+) -> tuple[Tensor, Tensor]:
     """d and const such that the score, before any cap, is x . d + const. x: [T, C]; ids: [T]. Returns [T, C], [T]."""
     w, bias = unembedding(decoder, target)
-    if against is not None:
+    if against is not None or over_mean:
         other, other_bias = unembedding(decoder, against)
         w, bias = w - other, bias - other_bias
     d, const = through_norm(decoder.final_norm, x, w)
     return d, const + bias
 
 
-def unembedding(decoder: Decoder, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """What a token's logit is, before any cap, of the normed state: row w and bias. [T] -> [T, C], [T]."""
+def unembedding(decoder: Decoder, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What a token's logit is, before any cap, of the normed state: row w and bias. [T] -> [T, C], [T].
+
+    ids: None for the mean of all tokens, padding too, as one. Returns [1, C], [1] then.
+    """
     c, head = decoder.config, decoder.head
-    w = wide(head_of(decoder)[ids]) * c.logit_scale
+    w, bias = (
+        None if rows is None else (_mean(rows) if ids is None else wide(rows[ids])) * c.logit_scale
+        for rows in (head_of(decoder), head.bias)
+    )
+    assert w is not None
     if decoder.embed_out:
         w = w @ wide(decoder.embed_out.weight)
-    return w, torch.zeros_like(w[:, 0]) if head.bias is None else wide(head.bias[ids]) * c.logit_scale
+    return w, torch.zeros_like(w[:, 0]) if bias is None else bias
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Of all rows, a slice in float32 at a time. [V, ...] -> [1, ...]."""
+    return torch.stack([wide(part).sum(0) for part in torch.split(x, SLICE)]).sum(0, keepdim=True) / len(x)
 
 
 def through_norm(norm: Norm | None, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,12 +150,8 @@ def through_norm(norm: Norm | None, x: Tensor, w: Tensor) -> tuple[Tensor, Tenso
     if norm is None:
         return w, torch.zeros_like(w[:, 0])
     u = w if norm.weight is None else w * wide(norm.weight)
-    if norm.kind == "layer":
-        s = (x.var(-1, unbiased=False, keepdim=True) + norm.eps).sqrt()
-        d = (u - u.mean(-1, keepdim=True)) / s
-    else:
-        d = u / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt()
-    return d, torch.zeros_like(w[:, 0]) if norm.bias is None else w @ wide(norm.bias)
+    u = u - u.mean(-1, keepdim=True) if norm.kind == "layer" else u
+    return u / divisor(norm, x), torch.zeros_like(w[:, 0]) if norm.bias is None else w @ wide(norm.bias)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,12 +211,19 @@ def _along(x: Tensor, d: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def logits(decoder: Decoder, x: Tensor, ids: Tensor) -> Logits:
-    """The model's own scores of some tokens, before and after its cap. x: [T, C]; ids: [W, T]. Returns [W, T] each."""
+def logits(decoder: Decoder, x: Tensor, ids: Tensor, *, mean: bool = False) -> Logits:
+    """The model's own scores of some tokens, before and after its cap. x: [T, C]; ids: [W, T]. Returns [W, T] each.
+
+    mean: in one more row, the mean of all tokens' scores.
+    """
     ends = [end_of(decoder, capped=False)] + ([end_of(decoder)] if decoder.config.final_softcap is not None else [])
     step, found = max(1, CHUNK // 4 // decoder.config.n_vocab), []
     room = room_for(ends[0])
     for end in ends:
-        rows = [scores(end, x[t : t + step], room=room).gather(1, ids.T[t : t + step]) for t in range(0, len(x), step)]
+        rows = []
+        for t in range(0, len(x), step):
+            z = scores(end, x[t : t + step], room=room)
+            some = z.gather(1, ids.T[t : t + step])
+            rows.append(torch.cat((some, z.mean(1, keepdim=True)), 1) if mean else some)
         found.append(torch.cat(rows).T)
     return found[0], found[1] if len(found) > 1 else None

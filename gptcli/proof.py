@@ -125,6 +125,11 @@ def neurons_error(relative_error: float, layer: int, dtype: torch.dtype) -> floa
     return _added_up(relative_error, f"the neurons of L{layer}", "MLP", "its gate, its activation", dtype)
 
 
+def parts_error(relative_error: float, layer: int, dtype: torch.dtype) -> float:
+    """How far what one layer took from each position is from what its attention wrote, if no farther than it may be."""
+    return _added_up(relative_error, f"the looks of L{layer}", "attention", "who looked where, what was taken", dtype)
+
+
 def _added_up(error: float, parts: str, whole: str, misread: str, dtype: torch.dtype) -> float:
     bound = LEDGER_BOUND if dtype in WIDE else BOUNDS[dtype]
     if not error <= bound:

@@ -41,7 +41,7 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class Book:
-    """The ledger at every position: the answer's logit, or its lead over the rival, as a sum."""
+    """The ledger at every position: the answer's logit, its lead over the rival, or over the mean of all, as a sum."""
 
     against_rival: bool
     names: tuple[str, ...]  # "token", "position", "L0 attn", "L0 mlp", ..., "rounding"
@@ -54,6 +54,7 @@ class Book:
     head_bias: Table | None  # [L, T]
     source_positions: Table | None  # where most of it came from, [L, H, T, S]
     source_parts: Table | None  # how much, [L, H, T, S]
+    over_mean: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,20 @@ class Attention:
             return looks
         taken = [look * length for look, length in zip(looks, self.lengths.row(layer, head), strict=True)]
         return tuple(x / (sum(taken) or 1.0) for x in taken)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Of which tokens each vector is made after each layer: shares, whose rows sum to 1."""
+
+    shares: Table  # by what was taken and how close it is to the whole, [L, T, T]
+    rollout: Table  # by the looks alone, [L, T, T]
+    bias: Table  # closeness of what comes from no position, as a share of all, [L, T]
+    error: float  # of what was taken, added up, against what attention wrote, relative
+
+    def row(self, layer: int, position: int, *, rollout: bool) -> tuple[float, ...]:
+        """Of one vector, [T]."""
+        return (self.rollout if rollout else self.shares).row(layer, position)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +300,7 @@ class Scan:
     occlusion: Occlusion | None = None
     draw: Draw | None = None
     walk: Walk | None = None
+    flow: Sources | None = None
     neurons: Neurons | None = None
     what_if: WhatIf | None = None
     mosaic: Mosaic | None = None

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,17 +20,19 @@ from gptcli import proof
 from gptcli.attention import look_lengths, role_scores, sink_share
 from gptcli.checkpoint import Checkpoint
 from gptcli.errors import UsageError
+from gptcli.flow import flow
 from gptcli.generation import generate
 from gptcli.ledger import Ledger, head_ledger, ledger, logits, refusal
 from gptcli.lens import Lens, depth, norms, read
 from gptcli.model import Block, Tape
 from gptcli.records import Prompt, Step
-from gptcli.records_xray import Attention, Book, Cells, Lengths, Roles, Scan
+from gptcli.records_xray import Attention, Book, Cells, Lengths, Roles, Scan, Sources
 from gptcli.sampling import Sampling
 from gptcli.tables import Table
 from gptcli.trace import Trace
 
 GREEDY = Sampling(temperature=0)
+Kind = Literal["rival", "alone", "mean"]  # of ledger: a lead, the logit itself, how far it is above the mean of all
 N_SOURCES = 3  # positions that a head's row of the ledger names
 N_NUMBERS = 48  # of a vector that are kept to be drawn
 MOST_PATTERNS = 1 << 25  # numbers
@@ -93,7 +96,9 @@ def scan(
     between: positions whose states between attention and MLP are read too.
 
     heads: the ledger down to heads and sources. attention: every pattern. edits: the run's, to check it by computing
-    the prompt once more; `edited`: what they are, in words. Raises CheckFailed when the numbers contradict the model's.
+    the prompt once more; `edited`: what they are, in words.
+
+    Raises CheckFailed when the numbers contradict the model's.
     """
     c, trace, ids = checkpoint.config, done.trace, done.ids
     last = _last(checkpoint, done)
@@ -106,7 +111,7 @@ def scan(
         middles = torch.stack([trace.mid_of(i)[at] for i in range(c.n_layer)])
         middle = _read(checkpoint, middles, last.answers[list(between)], top, final=trace.states[-1, at])
     books = _books(checkpoint, trace, last)
-    own = [book for _, book in books]
+    own = list(books.values())
     check = proof.check(checkpoint, trace, done.prompt, done.steps, cells=cells, said=last.said, books=own, edits=edits)
     looks = _attention(trace) if attention else None
     if heads and not looks:  # whose sources are shown
@@ -135,7 +140,7 @@ def scan(
         cells=_cells(lens, ("emb", *(f"L{i}" for i in range(c.n_layer))), cells),
         between=_cells(middle, tuple(f"L{i} attn" for i in range(c.n_layer)), between) if middle else None,
         lengths=Lengths(**{name: table(x) for name, x in vars(norms(trace)).items()}),
-        books=tuple(_book(trace, book, against, heads=heads) for against, book in books),
+        books=tuple(_book(trace, book, kind, heads=heads) for kind, book in books.items()),
         check=check,
         pieces=pieces,
         special=special,
@@ -172,13 +177,18 @@ def _read(checkpoint: Checkpoint, states: Tensor, answers: Tensor, top: int, fin
     return read(checkpoint.decoder, states, final=final, watch=watch, top=top, size=checkpoint.n_tokens)
 
 
-def _books(checkpoint: Checkpoint, trace: Trace, last: _Last) -> list[tuple[bool, Ledger]]:
-    """The ledger of the answers against their rivals, and that of the answers alone; none where a logit is no sum."""
+def _books(checkpoint: Checkpoint, trace: Trace, last: _Last) -> dict[Kind, Ledger]:
+    """The ledgers of the answers: against their rivals, alone, over the mean of all; none where a logit is no sum."""
     decoder, (target, rival) = checkpoint.decoder, (x.to(trace.states.device) for x in (last.answers, last.rivals))
     if refusal(decoder):
-        return []
-    own = logits(decoder, trace.states[-1], torch.stack([target, rival]))
-    return [(True, ledger(trace, target, rival, own=own)), (False, ledger(trace, target, own=own))]
+        return {}
+    raw, capped = logits(decoder, trace.states[-1], torch.stack([target, rival]), mean=True)
+    without_rival = raw[[0, 2]], None if capped is None else capped[[0, 2]]
+    return {
+        "rival": ledger(trace, target, rival, own=(raw, capped)),
+        "alone": ledger(trace, target, own=(raw, capped)),
+        "mean": ledger(trace, target, over_mean=True, own=without_rival),
+    }
 
 
 def table(x: Tensor) -> Table:
@@ -230,7 +240,7 @@ def _cells(lens: Lens, rows: tuple[str, ...], positions: Sequence[int]) -> Cells
     )
 
 
-def _book(trace: Trace, book: Ledger, against_rival: bool, *, heads: bool) -> Book:
+def _book(trace: Trace, book: Ledger, kind: Kind, *, heads: bool) -> Book:
     shares, biases, at, values = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
     n = min(N_SOURCES, trace.n_positions)
     for i in range(trace.config.n_layer) if heads else ():  # one by one: every source of every head is a large table
@@ -241,7 +251,8 @@ def _book(trace: Trace, book: Ledger, against_rival: bool, *, heads: bool) -> Bo
         at.append(split.sources.abs().topk(n, -1).indices)  # [H, T, n]
         values.append(split.sources.gather(-1, at[-1]))
     return Book(
-        against_rival=against_rival,
+        against_rival=kind == "rival",
+        over_mean=kind == "mean",
         names=book.names,
         parts=table(book.parts.float()),
         const=table(book.const.float()),
@@ -272,6 +283,13 @@ def _attention(trace: Trace) -> Attention:
         lengths=table(torch.stack(lengths).float()),
         error=error,
     )
+
+
+def sources(trace: Trace) -> Sources:
+    """Of which tokens each vector is made. Raises as `flow` does."""
+    found = flow(trace)
+    shares, rollout = table(found.shares.half()), table(found.rollout.half())
+    return Sources(shares=shares, rollout=rollout, bias=table(found.bias.float()), error=found.error)
 
 
 @torch.inference_mode()

@@ -144,6 +144,9 @@ def _check_shapes(scan: Scan) -> None:
     if scan.attention:
         expected |= {"patterns": (scan.attention.patterns, (L, H, T, T)), "sink": (scan.attention.sink, (L, H))}
         expected["lengths"] = (scan.attention.lengths, (L, H, T))
+    if scan.flow:
+        expected |= {"shares": (scan.flow.shares, (L, T, T)), "rollout": (scan.flow.rollout, (L, T, T))}
+        expected["bias"] = (scan.flow.bias, (L, T))
     for name, (table, shape) in expected.items():
         if table is not None and not (
             len(table.shape) == len(shape) and all(n in (-1, m) for n, m in zip(shape, table.shape, strict=True))

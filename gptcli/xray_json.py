@@ -110,6 +110,7 @@ def _book(scan: Scan, book: Book, i: int) -> dict[str, Any]:
         "position": i,
         "target": piece(scan, scan.answers[i]),
         "against": piece(scan, scan.rivals[i]) if book.against_rival else None,
+        "over_mean": book.over_mean,
         "parts": {name: book.parts.number(n, i) for n, name in enumerate(book.names)},
         "constant": book.const.number(i),
         "sum": book.total.number(i),

@@ -98,6 +98,16 @@ def test_a_ledger_without_the_constant(pair: tuple[Checkpoint, Any], monkeypatch
 
 
 @both_norms
+def test_a_mean_of_only_some_of_the_tokens(pair: tuple[Checkpoint, Any], monkeypatch: Patch) -> None:
+    from gptcli import ledger
+
+    true = ledger._mean
+    caught(
+        lambda: check_ledger(pair[0].decoder), lambda: monkeypatch.setattr("gptcli.ledger._mean", lambda x: true(x[7:]))
+    )
+
+
+@both_norms
 def test_a_ledger_that_forgets_the_norm_s_gain(pair: tuple[Checkpoint, Any], monkeypatch: Patch) -> None:
     from gptcli import ledger
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import struct
 from itertools import zip_longest
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from test_strips import drawn as drawn_strips
 from test_xray_views import VIEWS, everything
 
 from gptcli.records import Candidate, Prompt, Step
-from gptcli.records_xray import Neuron, Neurons, Scan, Strip
+from gptcli.records_xray import Neuron, Neurons, Scan, Sources, Strip
 from gptcli.render import theme
+from gptcli.tables import Table
 from gptcli.trace_file import load as load_trace
 from gptcli.trace_file import save as save_trace
 
@@ -45,11 +47,22 @@ def trace(tiny_gpt2: Path) -> Scan:
     )
     made = Neurons(layer=1, position=13, target=ids[13], rival=found.rivals[13], shown=shown, n_all=60, others=0.0625,
                    bias=-0.03125, write=-0.08975, error=3e-8)  # fmt: skip
-    return dataclasses.replace(found, neurons=made)
+    L, T = found.n_layer, found.n_positions
+
+    def shares(*, last: int) -> Table:
+        """Of each position in each vector; those from `last` on have none."""
+        rows = [[(1 + (i * j + n) % 5) * (j <= min(i, last)) for j in range(T)] for n in range(L) for i in range(T)]
+        return Table("F16", (L, T, T), struct.pack(f"<{L * T * T}e", *(x / sum(row) for row in rows for x in row)))
+
+    bias = Table("F32", (L, T), struct.pack(f"<{L * T}f", *(0.125 / (1 + i) for i in range(L * T))))
+    flow = Sources(shares=shares(last=T), rollout=shares(last=6), bias=bias, error=2e-8)
+    return dataclasses.replace(found, neurons=made, flow=flow)
 
 
 @pytest.mark.parametrize("ground", GROUNDS)
-@pytest.mark.parametrize("view", ["grid", "track", "ledger", "head", "attention", "norms", "walk", "neurons", "strip"])
+@pytest.mark.parametrize(
+    "view", ["grid", "track", "ledger", "head", "attention", "norms", "walk", "neurons", "flow", "rollout", "strip"]
+)
 def test_a_view_is_drawn_as_it_was(trace: Scan, view: str, ground: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLORTERM", "truecolor")
     how, widths = GROUNDS[ground]

@@ -23,7 +23,7 @@ from gptcli.generation import prepare
 from gptcli.neurons import neurons as neurons_of
 from gptcli.occlusion import occlusion
 from gptcli.records_xray import Mosaic, Occlusion, Roles, Scan, WhatIf
-from gptcli.render import changes, grid, heads, ledger, lengths, neurons, theme, tour, track, versus, walk
+from gptcli.render import changes, flow, grid, heads, ledger, lengths, neurons, theme, tour, track, versus, walk
 from gptcli.render.bars import bar
 from gptcli.render.cell import (
     Blocks,
@@ -41,7 +41,7 @@ from gptcli.render.cell import (
     vector,
     window,
 )
-from gptcli.scan import roles, run, scan, table
+from gptcli.scan import roles, run, scan, sources, table
 from gptcli.tour import page as page_of
 from gptcli.walk import walk as walk_back
 from gptcli.whatif import sweep
@@ -70,6 +70,7 @@ def everything(folder: Path) -> Scan:
     return dataclasses.replace(
         made, pieces=pieces, roles=roles(checkpoint, n=8), draw=draw_of(checkpoint, done, 2, sampling),
         walk=walk_back(done.trace, 16, made.answers[16], made.rivals[16]),
+        flow=sources(done.trace),
         neurons=neurons_of(checkpoint, done.trace, 1, 13, made.answers[13], made.rivals[13]),
         occlusion=Occlusion(position=13, target=made.answers[13], neutral=5, loss=loss),
         mosaic=Mosaic(what="heads", how="zero", target=7, rival=8, logprob=table(swept.logprob), lead=table(swept.lead),
@@ -92,6 +93,8 @@ VIEWS: dict[str, Callable[..., Any]] = {
     "head-weighted": lambda s, **how: heads.draw(s, 13, head=(1, 2), weighted=True, **how),
     "roles": lambda s, colour, **_: heads.draw_roles(s, s.roles, colour=colour),
     "walk": lambda s, **how: walk.draw(s, s.walk, **how),
+    "flow": lambda s, **how: flow.draw(s, 13, **how),
+    "rollout": lambda s, **how: flow.draw(s, 13, rollout=True, **how),
     "neurons": lambda s, **how: neurons.draw(s, s.neurons, **how),
     "norms": lambda s, colour, **_: lengths.draw(s, 13, colour=colour),
     "occlusion": lambda s, **how: changes.draw_occlusion(s, s.occlusion, **how),

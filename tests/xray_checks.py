@@ -114,10 +114,11 @@ def check_ledger(decoder: Decoder) -> None:
     against = (target + 1) % decoder.config.n_vocab
     with torch.inference_mode():
         logits = decoder(torch.tensor([IDS]))[0]
-    for other in (None, against):
-        book = ledger(trace, target, other)
+    for other, over_mean in ((None, False), (against, False), (None, True)):
+        book = ledger(trace, target, other, over_mean=over_mean)
         assert book.relative_error <= 1e-5
         own = logits.gather(1, target[:, None]) - (logits.gather(1, other[:, None]) if other is not None else 0)
+        own = own - logits.mean(1, keepdim=True) if over_mean else own
         said = book.logit if book.capped is None else book.capped
         assert (said - own[:, 0]).abs().max() <= 1e-5 * logits.abs().max()
         for i in range(decoder.config.n_layer):

@@ -36,11 +36,13 @@ class Show:
     at: int | None
     every: int | None
     alone: bool
+    over_mean: bool  # the ledger over the mean of all scores
     sub: bool
     head: tuple[int, int] | None
     sweep: str | None  # heads or mlps, where their mosaic is asked for
     neurons: int | None  # the layer whose neurons are asked for
     weighted: bool  # attention as what is taken from where
+    rollout: bool  # flow by the looks alone
 
     def check(self, *, n_layer: int, n_head: int, parallel: bool) -> None:
         """Raises UsageError for what a model does not have: that head, or anything between attention and MLP."""
@@ -159,9 +161,10 @@ class Show:
 
             return track.draw(scan, position, colour=colour, light=light)
         if name == "ledger":
+            self._kept(scan, name)
             from gptcli.render import ledger
 
-            return ledger.draw(scan, position, alone=self.alone, colour=colour, light=light)
+            return ledger.draw(scan, position, alone=self.alone, over_mean=self.over_mean, colour=colour, light=light)
         if name == "norms":
             from gptcli.render import lengths
 
@@ -175,6 +178,13 @@ class Show:
             return heads.draw(
                 scan, position, head=self.head, colour=colour, cursor=cursor, most_rows=rows, every=self.every,
                 light=light, weighted=self.weighted,
+            )  # fmt: skip
+        if name == "flow":
+            from gptcli.render import flow
+
+            return flow.draw(
+                scan, position, rollout=self.rollout, colour=colour, cursor=cursor, most_rows=rows, every=self.every,
+                light=light,
             )  # fmt: skip
         if name == "walk":
             from gptcli.render import walk
@@ -196,6 +206,9 @@ class Show:
 
     def _kept(self, scan: Scan, name: str) -> Any:
         """What a scan holds for a view. Raises UsageError if it holds nothing, or that of another token."""
+        if name == "ledger" and self.over_mean and scan.books and not any(book.over_mean for book in scan.books):
+            hint = "make it again with --ledger --over-mean --save FILE"
+            raise UsageError("this trace is of a time before --over-mean, and does not hold what it shows", hint=hint)
         if name in ("ledger", "norms"):
             return None
         kept = getattr(scan, name)

@@ -36,18 +36,19 @@ MAKING = (
     "mean", "save", "temperature", "top_k", "top_p", "min_p", "seed",
 )  # fmt: skip
 VIEWING = (
-    "token", "grid", "ledger", "alone", "attention", "head", "weighted", "roles", "norms", "occlusion", "walk",
-    "neurons", "sampling", "sub", "at", "every", "ablate", "patch", "sweep",
+    "token", "grid", "ledger", "alone", "over_mean", "attention", "head", "weighted", "roles", "norms", "occlusion",
+    "walk", "flow", "rollout", "neurons", "sampling", "sub", "at", "every", "ablate", "patch", "sweep",
 )  # fmt: skip
 # what only some views look at: which, and what the others have not
 ONLY = {
     "token": (
-        ("track", "ledger", "norms", "attention", "head", "walk", "neurons", "occlusion", "draw"),
+        ("track", "ledger", "norms", "attention", "head", "flow", "walk", "neurons", "occlusion", "draw"),
         "is of one token",
     ),
-    "at": (("grid", "norms", "head"), "has columns of tokens"),
+    "at": (("grid", "norms", "head", "flow"), "has columns of tokens"),
     "weighted": (("attention", "head"), "shows where heads look"),
-    "every": (("grid", "norms", "attention", "roles", "mosaic"), "leaves out layers"),
+    "rollout": (("flow",), "says of which tokens a vector is made"),
+    "every": (("grid", "norms", "attention", "flow", "roles", "mosaic"), "leaves out layers"),
     "sub": (("grid", "track"), "has rows between attention and MLP"),
 }
 VIEW, IF = "What to show", "What if"
@@ -85,6 +86,9 @@ def xray(
     alone: Annotated[
         bool, view("--alone", "Ledger, walk or neurons of the token's own logit, not of its lead over a rival.")
     ] = False,
+    over_mean: Annotated[
+        bool, view("--over-mean", "Ledger of how far the token's logit is above the mean of all tokens'.")
+    ] = False,
     attention: Annotated[bool, view("--attention", "Where each head looks.")] = False,
     head: Annotated[
         str | None, typer.Option("--head", metavar="L5H2", rich_help_panel=VIEW, help="One head's whole pattern.")
@@ -99,6 +103,10 @@ def xray(
     occlusion: Annotated[bool, view("--occlusion", "Which tokens of the text the answer rests on.")] = False,
     walk: Annotated[
         bool, view("--walk", "Where the token came from: back through heads and MLPs to the words.")
+    ] = False,
+    flow: Annotated[bool, view("--flow", "Of which tokens the vector is made, layer after layer.")] = False,
+    rollout: Annotated[
+        bool, view("--rollout", "Flow by where heads look alone, whatever they take: a heuristic.")
     ] = False,
     neurons: Annotated[
         str | None,
@@ -154,7 +162,7 @@ def xray(
 
     The answer is greedy unless a sampling option is given. A trace made with --save shows its views again, without
     the model: gptcli xray run.xray --ledger. It holds walk, occlusion and sampling for one token only, the one that
-    --token named or else the last of the prompt; and neurons, a sweep or a what-if only if you asked for them.
+    --token named or else the last of the prompt; and flow, neurons, a sweep or a what-if only if you asked for them.
     """
     flags = {k: v for k, v in locals().items() if k in OPTIONS and k != "max_tokens"}
     if form not in FORMATS:
@@ -167,14 +175,19 @@ def xray(
     layer = None if neurons is None else read_place(neurons, option="--neurons")
     if layer and layer.part not in ("layer", "mlp"):
         raise UsageError(f"--neurons {neurons!r} is not a layer", hint=f"for example --neurons L{layer.layer}")
+    if alone and over_mean:
+        raise UsageError(
+            "--alone is of the logit itself, --over-mean of its distance from the mean", hint="one of them"
+        )
     asked = {
-        "grid": grid, "ledger": ledger or (alone and not walk and not neurons),
+        "grid": grid, "ledger": ledger or over_mean or (alone and not walk and not neurons),
         "attention": attention or head is not None, "roles": roles, "norms": norms, "occlusion": occlusion,
-        "walk": walk, "neurons": neurons is not None, "draw": sampling, "mosaic": sweep is not None,
+        "walk": walk, "flow": flow or rollout, "neurons": neurons is not None, "draw": sampling,
+        "mosaic": sweep is not None,
     }  # fmt: skip
     views = [name for name, on in asked.items() if on]
     if wanted and (
-        whole := [f"--{name}" for name in ("roles", "occlusion", "walk", "neurons") if asked[name]]
+        whole := [f"--{name}" for name in ("roles", "occlusion", "walk", "flow", "neurons") if asked[name]]
         + ["--sweep"] * bool(sweep)
     ):
         hint = f"leave out {whole[0]}, or --ablate and --patch"
@@ -187,8 +200,10 @@ def xray(
     output = Output()
     show = Show(
         output=output, form=form, width=width, color=settings["color"].value, views=tuple(views), token=token, at=at,
-        every=every, alone=alone, sub=sub, head=(one_head.layer, one_head.head) if one_head else None, sweep=sweep,
+        every=every, alone=alone, over_mean=over_mean,
+        sub=sub, head=(one_head.layer, one_head.head) if one_head else None, sweep=sweep,
         neurons=layer.layer if layer else None, weighted=weighted,
+        rollout=rollout,
     )  # fmt: skip
     if diff is not None:
         refuse_given(ctx, ("prompt", *MAKING, *VIEWING), "--diff compares what two traces hold")
@@ -242,6 +257,7 @@ def refuse_unused(ctx: typer.Context, show: Show) -> None:
     if show.form in ("json", "ndjson"):
         refuse_given(ctx, ("at", "every"), f"--format {show.form} holds all tokens and layers")
         refuse_given(ctx, ("weighted",), f"--format {show.form} holds looks and lengths")
+        refuse_given(ctx, ("rollout",), f"--format {show.form} holds both shares, with --flow")
         return
     views = {"head" if name == "attention" and show.head else name for name in show.views}
     saves = ctx.params.get("save") is not None
@@ -277,7 +293,7 @@ class _Job:
         views = self.show.views
         done = run(
             self.checkpoint, self.prompt, max_tokens=self.max_tokens, sampling=self.rules, seed=self.seed, edits=edits,
-            heads=self.keep or bool({"ledger", "attention", "walk"} & {*views}),
+            heads=self.keep or bool({"ledger", "attention", "flow", "walk"} & {*views}),
         )  # fmt: skip
         T = done.trace.n_positions
         position = self.show.position(T, len(self.prompt.ids))
@@ -313,6 +329,10 @@ class _Job:
 
             rival = None if self.show.alone else found.rivals[position]
             more["walk"] = walk(done.trace, position, found.answers[position], rival)
+        if "flow" in views:
+            from gptcli.scan import sources
+
+            more["flow"] = sources(done.trace)
         if self.show.neurons is not None:
             from gptcli.neurons import neurons
 

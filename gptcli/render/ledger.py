@@ -15,11 +15,14 @@ BAR = 14
 MOST_HEADS = 10
 
 
-def draw(scan: Scan, position: int, *, alone: bool, colour: bool, light: bool = False) -> RenderableType:
-    """One position's. alone: the logit itself, not its lead over the best other token."""
+def draw(
+    scan: Scan, position: int, *, alone: bool, over_mean: bool = False, colour: bool, light: bool = False
+) -> RenderableType:
+    """One position's. alone: the logit itself, not its lead over the best other token; over_mean: over that of all."""
     if not scan.books:
         return Group(Text(f"there is no ledger of this model: {scan.check.no_ledger}"), footer(scan))
-    book = next(book for book in scan.books if book.against_rival != alone)
+    against_rival = not alone and not over_mean
+    book = next(book for book in scan.books if (book.against_rival, book.over_mean) == (against_rival, over_mean))
     parts = [(name, book.parts.number(n, position)) for n, name in enumerate(book.names)]
     if const := book.const.number(position):
         parts.append(("constant", const))
@@ -45,7 +48,7 @@ def _title(scan: Scan, position: int, book: Book, *, colour: bool) -> Text:
     if book.against_rival:
         text.append(" and not ", "bold")
         text.append(f" {label(scan, scan.rivals[position])} ", "reverse" if colour else "bold")
-    what = "logit difference" if book.against_rival else "logit"
+    what = "logit difference" if book.against_rival else "logit over the mean of all" if book.over_mean else "logit"
     text.append(f"  after {label(scan, scan.ids[position])}, position {position}", "dim")
     text.append(f": what each part wrote ({what}, nats)", "dim")
     return text
