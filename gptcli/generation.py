@@ -118,7 +118,7 @@ def start(checkpoint: Checkpoint, prompt: Prompt, *, max_tokens: int = 128, tape
     allocates, if that would not fit, and GptcliError for logits that are not finite.
     """
     config, n = checkpoint.config, len(prompt.ids)
-    capacity = _capacity(checkpoint, n, max_tokens)
+    capacity = capacity_of(checkpoint, n, max_tokens)
     need = config.kv_bytes(capacity, checkpoint.dtype.itemsize) + 4 * config.n_vocab
     check_fits(need, checkpoint.device, what=f"the cache of {capacity} tokens and the scores")
     cache = Cache(config, capacity, device=checkpoint.device, dtype=checkpoint.dtype)
@@ -179,7 +179,7 @@ def answer(
 ) -> Iterator[Step]:
     """The steps of a request whose prompt is computed; `begin`'s cache is filled by them."""
     n, room = len(begin.prompt.ids), begin.cache.capacity
-    if room < _capacity(checkpoint, n, request.max_tokens):
+    if room < capacity_of(checkpoint, n, request.max_tokens):
         raise UsageError(f"this start has room for {room - n} tokens, and {request.max_tokens} are asked for")
     cache, logits = begin.cache, begin.logits
     text = Text(checkpoint, begin.prompt, request, capacity=room)
@@ -215,7 +215,7 @@ class Text:
         self.checkpoint, self.request = checkpoint, request
         self.ids = list(prompt.ids)  # that the model sees
         self.n_prefill = len(self.ids)  # how many of them were computed at once, not one after the other
-        self.capacity = capacity or _capacity(checkpoint, self.n_prefill, request.max_tokens)
+        self.capacity = capacity or capacity_of(checkpoint, self.n_prefill, request.max_tokens)
         self.generated = list[int]()
         self.finish: Finish | None = "length" if request.max_tokens == 0 else None
         self._uniform = rng(secrets.randbits(32) if request.seed is None else request.seed, request.sample)
@@ -318,7 +318,7 @@ def _merged(chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
     return tuple(merged)
 
 
-def _capacity(checkpoint: Checkpoint, n: int, max_tokens: int) -> int:
+def capacity_of(checkpoint: Checkpoint, n: int, max_tokens: int) -> int:
     """How many tokens a text may come to have, its beginning of `n` included."""
     n_ctx = checkpoint.config.n_ctx
     return n_ctx if max_tokens < 0 else min(n_ctx, n + max_tokens)

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from gptcli.cache import SLACK, Cache
 from gptcli.certain import certain, plain
 from gptcli.checkpoint import Checkpoint
-from gptcli.generation import Request, Start, Text, answer, prepare, start
+from gptcli.generation import Request, Start, Text, answer, capacity_of, prepare, start
 from gptcli.records import Prompt, Step
 from gptcli.sample import Choice, adjust
 
@@ -19,7 +20,7 @@ class Joining:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self._last: tuple[int, Start] | None = None
+        self._last: Start | None = None
 
     def next(
         self, waiting: Iterator[tuple[int, Request]]
@@ -30,7 +31,7 @@ class Joining:
         """
         for number, request in waiting:
             begin = self.start(request)
-            text = Text(self.checkpoint, begin.prompt, request, capacity=begin.cache.capacity)
+            text = Text(self.checkpoint, begin.prompt, request)
             if text.outgrows:
                 yield from self.alone(number, request)
             elif not text.finish:
@@ -45,9 +46,18 @@ class Joining:
         prompt, n = request.prompt, request.max_tokens
         if not isinstance(prompt, Prompt):
             prompt = prepare(self.checkpoint, prompt, max_tokens=n, overflow=request.overflow)
-        if self._last is None or self._last[0] != n or self._last[1].prompt != prompt:
-            self._last = n, start(self.checkpoint, prompt, max_tokens=n)
-        return self._last[1]
+        if not (last := self._last) or last.prompt != prompt or not self._has_room(last.cache, len(prompt.ids), n):
+            last = self._last = start(self.checkpoint, prompt, max_tokens=n)
+        return last
+
+    def _has_room(self, cache: Cache, n_prompt: int, max_tokens: int) -> bool:
+        """Whether a cache is as good for an answer so long as its own would be: as large, and no window laid out else.
+
+        So texts of one beginning and many lengths have it computed a few times, and not once for each.
+        """
+        own = capacity_of(self.checkpoint, n_prompt, max_tokens)
+        windows = {layer.window for layer in self.checkpoint.config.layers if layer.window}
+        return own <= cache.capacity and all((w + SLACK < own) == (w + SLACK < cache.capacity) for w in windows)
 
     def alone(self, number: int, request: Request) -> Iterator[tuple[int, Step]]:
         """All of a text, by itself."""

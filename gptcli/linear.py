@@ -31,7 +31,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, as_made: bo
         rows = x.numel() // x.shape[-1]
         if slow(x, rows):
             return in_float32(x, weight, bias)
-        if wants_onednn(x, weight, rows):
+        if wants_onednn(x, weight):
             y = by_onednn(x.reshape(rows, -1), weight, bias)
             return (y if as_made else y.contiguous()).view(*x.shape[:-1], -1)
         return F.linear(x, weight, bias)
@@ -72,7 +72,8 @@ def slow(x: Tensor, rows: int) -> bool:
 def held_back(device: str) -> bool:
     """Whether F.linear leaves half of the processor unused in float32, where it is MKL's.
 
-    MKL keeps to AVX2 on AMD's processors. oneDNN, which torch has too, takes AVX-512 there, and half the time.
+    MKL keeps to AVX2 on AMD's processors. oneDNN, which torch has too, takes AVX-512 there, and half the time; also of
+    one row, where the matrix comes from memory, two thirds.
     """
     if device != "cpu" or not torch._C._has_mkldnn:
         return False
@@ -80,9 +81,9 @@ def held_back(device: str) -> bool:
     return bool(has.get("avx512_f")) and str(has.get("cpu_name")).startswith("AMD")
 
 
-def wants_onednn(x: Tensor, weight: Tensor, rows: int) -> bool:
-    """Whether a product of so many rows is better made by oneDNN than by F.linear; for one that is small, it is not."""
-    if rows < FEW or weight.numel() < SMALL or torch.is_grad_enabled() or torch.compiler.is_compiling():
+def wants_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product is better made by oneDNN than by F.linear; for one that is small, it is not."""
+    if not x.numel() or weight.numel() < SMALL or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     if not (x.dtype == weight.dtype == torch.float32 and held_back(x.device.type)):
         return False

@@ -16,7 +16,7 @@ import torch
 import zoo
 from programs import PROGRAM, environment, quick
 
-from gptcli import Checkpoint, Sampling, UsageError, generate, load, prepare
+from gptcli import Checkpoint, Sampling, UsageError, generate, joining, load, prepare
 from gptcli import batch as module
 from gptcli.batch import InOrder, generate_batch
 from gptcli.certain import certain
@@ -135,6 +135,29 @@ def test_a_text_that_ends_makes_place_for_the_next_at_once(model: Checkpoint, mo
     n_tokens = sum(len(steps) for steps in together(model, requests, batch=4))
     assert n_tokens == sum(request.max_tokens for request in requests)
     assert sizes.count(4) * 4 >= 0.9 * (n_tokens - 30)  # the first token of each comes from its prompt's own pass
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mistral", "gemma2"])
+def test_one_prompt_with_many_lengths_is_computed_a_few_times(
+    name: str, zoo_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Again only for a text that is longer than all before it, or whose cache is laid out otherwise for a window."""
+    model = load(str(zoo.built(name, zoo_root)[0]))
+    lengths, really = list[int](), joining.start
+
+    def counted(*of: Any, max_tokens: int) -> Any:
+        lengths.append(max_tokens)
+        return really(*of, max_tokens=max_tokens)
+
+    prompt = [5, 6, 7, 8, 9, 10, 11]
+    requests = [Request(prompt=prompt, max_tokens=n, seed=n, ignore_eos=True) for n in (20, 6, 3, 17, 25, 9, 24, 1)]
+    with monkeypatch.context() as counting:
+        counting.setattr(joining, "start", counted)
+        together(model, requests, batch=3)
+    assert lengths == [20, 25]
+    monkeypatch.setattr("gptcli.cache.SLACK", 4)
+    monkeypatch.setattr("gptcli.joining.SLACK", 4)
+    assert_as_alone(model, requests, batch=3)
 
 
 def test_requests_are_read_only_as_rows_get_free(model: Checkpoint) -> None:
