@@ -26,7 +26,7 @@ from gptcli.families import FAMILIES
 from gptcli.few import FewTokens
 from gptcli.few import find as find_few
 from gptcli.layout import Layout, Part, Placement, look, stored_names
-from gptcli.memory import check_fits
+from gptcli.memory import check_fits, give_back
 from gptcli.model import Decoder
 from gptcli.model_choice import chosen_model
 from gptcli.quantize import KINDS, Bits, check_kernel, keep, kept, restore, round_head, round_matrix
@@ -145,6 +145,7 @@ def load_layout(layout: Layout, *, device: str = "auto", dtype: str = "auto", qu
         fill = _fill if quantize == "none" else partial(_rounded, bits=cast(Bits, quantize))
         decoder = fill(layout, where, kind)
         tokenizer = reading.result()
+    give_back()
     eos_ids = layout.eos_ids | tokenizer.eos_ids
     start = tokenizer.bos_id if tokenizer.bos_id is not None else layout.bos_id
     if start is None and len(tokenizer.eos_ids) == 1:  # GPT-2's kind: one token both ends a text and starts the next
