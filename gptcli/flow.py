@@ -3,11 +3,13 @@
 Attention turns the vector x of a position into r = x + a, and a is a sum: of what each head took from each position
 it looked at, through the output matrix. Each of these parts is close to r or is not:
 
-    closeness(part) = |r| - |r - part|, at least 0      |.| the sum of the numbers without sign
+    closeness(part) = |r| - |r - part|, at least LEAST      |.| the sum of the numbers without sign
 
 Position j's share in r is the closeness of what was taken from j, one's own vector x with what was taken from oneself;
-shares add up to 1. The MLP works on each position alone and moves nothing. So the shares of all layers, multiplied, say
-how much of each token is in a vector. (ALTI: Ferrando et al. 2022, arXiv 2203.04212.)
+shares add up to 1. What values have for a bias is taken with them; the output matrix's own, and the shift of a norm
+behind it, come from no position and have no share. The MLP works on each position alone and moves nothing. So the
+shares of all layers, multiplied, say how much of each token is in a vector. (ALTI: Ferrando et al. 2022, arXiv
+2203.04212; there r is normed next, here it is not, as most families norm what a part reads and not what is added.)
 
 Rollout does the same with the looks alone: half of a vector is taken to stay, the other half to come from where the
 heads look on average. (Abnar & Zuidema 2020.) It knows nothing of what is taken, and leans to the first tokens.
@@ -17,6 +19,7 @@ heads look on average. (Abnar & Zuidema 2020.) It knows nothing of what is taken
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,10 +28,10 @@ from torch import Tensor
 
 from gptcli import proof
 from gptcli.attention import divisor, gained, shared, wide
+from gptcli.config import Config
 from gptcli.errors import UsageError
 from gptcli.ledger import TINY
 from gptcli.lens import CHUNK
-from gptcli.linear import linear
 from gptcli.model import Attention
 from gptcli.neurons import block_of
 from gptcli.trace import Trace
@@ -55,8 +58,7 @@ def flow(trace: Trace) -> Flow:
     attention wrote.
     """
     c, T = trace.config, trace.n_positions
-    if (n := 2 * c.n_layer * T * T) > MOST:
-        raise UsageError(f"{n:,} shares of tokens in vectors are too many to keep", hint="a shorter text")
+    check_length(c, T)
     whole = torch.eye(T, device=trace.states.device)
     rolled, shares, rollout, biases, error = whole, [], [], [], 0.0
     for i in range(c.n_layer):
@@ -70,6 +72,13 @@ def flow(trace: Trace) -> Flow:
         rollout.append(rolled)
         biases.append(found.bias.float())
     return Flow(shares=torch.stack(shares), rollout=torch.stack(rollout), bias=torch.stack(biases), error=error)
+
+
+def check_length(config: Config, n: int) -> None:
+    """Raises UsageError for a text of so many tokens that their shares are too many to keep."""
+    if (found := 2 * config.n_layer * n * n) > MOST:
+        hint = "a shorter text, or fewer tokens"
+        raise UsageError(f"{found:,} shares of tokens in vectors are too many to keep", hint=hint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +132,14 @@ def _parts(trace: Trace, layer: int) -> Iterator[tuple[slice, Tensor, Tensor, Te
     bias = gained(norm, bias) * scale
     if norm and norm.bias is not None:
         bias = bias + wide(norm.bias) * c.residual_scale
-    step, start, T = 1, 0, len(raw)
+    # what each head would add if it looked at one position alone, [T, H, C]
+    whole = torch.einsum("hsd,chd->shc", v, weight.view(c.d_model, c.n_head, c.d_head))
+    whole, start, T = gained(norm, whole), 0, len(raw)
     while start < T:
-        step = max(1, CHUNK // (c.d_model * min(T, start + 64)))
-        stop = min(T, start + step)
-        looks = pattern[:, start:stop, :stop].to(v.dtype)
-        taken = linear(torch.einsum("hts,hsd->tshd", looks, v[:, :stop]).flatten(2), weight)
-        at = slice(start, stop)
-        yield at, gained(norm, taken) * scale[at, None], looks.amax(0) > 0, bias[at]
-        start = stop
+        # as many more queries n as n * (start + n) vectors may be
+        n = int((math.sqrt(start * start + 4 * CHUNK / c.d_model) - start) / 2)
+        at = slice(start, min(T, start + max(1, n)))
+        looks = pattern[:, at, : at.stop].to(v.dtype)
+        taken = (looks.permute(2, 1, 0) @ whole[: at.stop]).transpose(0, 1)  # [t, S, C]
+        yield at, taken * scale[at, None], looks.amax(0) > 0, bias[at]
+        start = at.stop

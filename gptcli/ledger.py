@@ -76,9 +76,11 @@ def ledger(
     over_mean: of how far it is above the mean of all tokens' scores. own: the model's scores of these tokens, the
     target's first, by `logits`, where they are known; then the mean, if it is over that.
 
-    Raises Unsupported for a model whose stream is no running sum.
+    Raises Unsupported for a model whose stream is no running sum, and ValueError for `against` with `over_mean`.
     """
     decoder = trace.decoder
+    if over_mean and against is not None:
+        raise ValueError("a lead over one token and over the mean of all are two things")
     if reason := refusal(decoder):
         raise Unsupported(f"there is no ledger of this model: {reason}")
     x = wide(trace.states[-1])

@@ -85,8 +85,11 @@ class Sources:
     error: float  # of what was taken, added up, against what attention wrote, relative
 
     def row(self, layer: int, position: int, *, rollout: bool) -> tuple[float, ...]:
-        """Of one vector, [T]."""
-        return (self.rollout if rollout else self.shares).row(layer, position)
+        """Of one vector, [T]. Raises ValueError for what can be no shares, as a trace may hold."""
+        found = (self.rollout if rollout else self.shares).row(layer, position)
+        if not (all(0 <= x <= 1.01 for x in found) and abs(sum(found) - 1) <= 0.01):
+            raise ValueError(f"the shares of position {position} after L{layer} do not add up to 1")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

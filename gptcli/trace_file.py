@@ -22,6 +22,7 @@ from gptcli.strict_json import parse_json
 from gptcli.tables import KINDS, Table
 
 FORMAT = "gptcli x-ray"
+KINDS_OF_BOOKS = ((True, False), (False, False), (False, True))  # against the rival, over the mean of all
 _CLASSES = {
     kind.__name__: kind for kind in vars(records).values() if dataclasses.is_dataclass(kind) and isinstance(kind, type)
 }
@@ -57,7 +58,10 @@ def load(path: Path | str) -> Scan:
     path = Path(path)
     if not path.exists():
         raise NotFound(f"no trace {path}", hint="gptcli xray TEXT --save run.xray makes one")
-    tensors, metadata = read_header(path)
+    try:
+        tensors, metadata = read_header(path)
+    except BadCheckpoint as error:  # whose hint is about weights
+        raise BadCheckpoint(error.message, hint="make it again: gptcli xray TEXT --save run.xray") from None
     if metadata.get("format") != FORMAT:
         raise BadCheckpoint(f"{path.name} is not an x-ray: its metadata does not say {FORMAT!r}")
     if metadata.get("schema") != SCHEMA:
@@ -131,6 +135,9 @@ def _check_shapes(scan: Scan) -> None:
             expected |= {f"{name}.{f}": (getattr(cells, f), (n, p)) for f in ("entropy", "kl", "rank", "logprob")}
     for f in ("states", "attn", "mlp", "attn_cos", "mlp_cos"):
         expected[f"lengths.{f}"] = (getattr(scan.lengths, f), (R if f == "states" else L, T))
+    kinds = [(book.against_rival, book.over_mean) for book in scan.books]  # traces of before have two
+    if kinds not in ([], *([*KINDS_OF_BOOKS][:n] for n in (2, 3))):
+        raise ValueError("its ledgers are not those of a lead, of a logit and of its distance from the mean")
     for i, book in enumerate(scan.books):
         for f in ("const", "total", "logit", "capped"):
             expected[f"books.{i}.{f}"] = (getattr(book, f), (T,))
@@ -145,8 +152,11 @@ def _check_shapes(scan: Scan) -> None:
         expected |= {"patterns": (scan.attention.patterns, (L, H, T, T)), "sink": (scan.attention.sink, (L, H))}
         expected["lengths"] = (scan.attention.lengths, (L, H, T))
     if scan.flow:
-        expected |= {"shares": (scan.flow.shares, (L, T, T)), "rollout": (scan.flow.rollout, (L, T, T))}
-        expected["bias"] = (scan.flow.bias, (L, T))
+        flow = scan.flow
+        expected |= {"flow.shares": (flow.shares, (L, T, T)), "flow.rollout": (flow.rollout, (L, T, T))}
+        expected["flow.bias"] = (flow.bias, (L, T))
+        if None in (flow.shares, flow.rollout, flow.bias) or not 0 <= flow.error <= 1:
+            raise ValueError("its flow is not whole")
     for name, (table, shape) in expected.items():
         if table is not None and not (
             len(table.shape) == len(shape) and all(n in (-1, m) for n, m in zip(shape, table.shape, strict=True))

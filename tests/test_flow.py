@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +17,19 @@ from torch import Tensor
 from xray_checks import IDS, KINDS, traced
 from zoo import Kind, built
 
-from gptcli import Trace, flow, load
+from gptcli import Trace, flow, load, prepare
 from gptcli.errors import CheckFailed, UsageError
 from gptcli.flow import contributions
 from gptcli.flow import flow as flow_of
+from gptcli.ledger import ledger
+from gptcli.records_xray import Scan, Sources
+from gptcli.render import flow as flow_view
+from gptcli.render import theme
+from gptcli.scan import run
+from gptcli.scan import scan as scan_of
+from gptcli.tables import Table
 from gptcli.trace_file import load as load_trace
+from gptcli.trace_file import save as save_trace
 
 N = len(IDS)
 
@@ -147,7 +159,7 @@ def test_the_command_draws_it_and_a_trace_draws_it_again(tiny_gpt2: Path, tmp_pa
     made = quick("xray", text, "-m", tiny_gpt2, "--flow", "--token", "5", "--save", file)
     assert made.returncode == 0, made.stderr.decode()
     said = made.stdout.decode()
-    assert "of which tokens the vector is made" in said and "position 5" in said and "looks ✓" in said
+    assert "of which tokens the vector is made" in said and "position 5" in said and "parts ✓" in said
     assert quick("xray", file, "--flow", "--token", "5").stdout == made.stdout
     rolled = quick("xray", file, "--flow", "--rollout", "--token", "5").stdout
     assert rolled == quick("xray", file, "--rollout", "--token", "5").stdout != made.stdout
@@ -164,8 +176,11 @@ def test_the_command_draws_it_and_a_trace_draws_it_again(tiny_gpt2: Path, tmp_pa
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (("--ledger", "--rollout", "--format", "json"), "--format json holds both shares"),
+        (("--rollout", "--format", "json"), None),
         (("--flow", "--ablate", "L1H1"), "--flow is of the model as it is"),
+        (("--rollout", "--ablate", "L1H1"), "--rollout is of the model as it is"),
+        (("--flow", "--token", "2", "--at", "4"), "--at 4 is behind position 2"),
+        (("--ledger", "--rollout"), None),
         (("--flow", "--alone"), None),
     ],
 )
@@ -173,6 +188,88 @@ def test_what_it_cannot_show_is_said(arguments: tuple[str, ...], said: str | Non
     done = quick("xray", "the cat sat", "-m", tiny_gpt2, *arguments)
     assert done.returncode == (2 if said else 0)
     assert said is None or said in complaint(done)
+
+
+@pytest.mark.parametrize("field", ["shares", "rollout", "bias"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.5, 7.0])
+def test_what_can_be_no_share_is_not_drawn(field: str, value: float, tiny_gpt2: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.xray"
+    quick("xray", "the cat sat", "-m", tiny_gpt2, "--flow", "--save", file)
+    found = load_trace(file)
+    assert found.flow
+    table = getattr(found.flow, field)
+    code = {"F16": "e", "F32": "f"}[table.kind]
+    wrong = dataclasses.replace(table, data=struct.pack(code, value) * (len(table.data) // struct.calcsize(code)))
+    save_trace(dataclasses.replace(found, flow=dataclasses.replace(found.flow, **{field: wrong})), file)
+    done = quick("xray", file, "--rollout" if field == "rollout" else "--flow")
+    assert done.returncode == 4 and "run.xray is malformed" in complaint(done)
+
+
+@pytest.mark.parametrize("value", ["null", "1e308", "-1", '"small"', "NaN"])
+def test_an_error_that_can_be_none_is_refused(value: str, tiny_gpt2: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.xray"
+    quick("xray", "the cat sat", "-m", tiny_gpt2, "--flow", "--save", file)
+    data = file.read_bytes()
+    (text,) = re.findall(rb'\\"error\\": [0-9.e-]+\}, \\"neurons', data)
+    new = b'\\"error\\": ' + value.replace('"', '\\"').encode() + b"}"
+    new = new + b" " * (len(text) - len(new) - len(b', \\"neurons')) + b', \\"neurons'
+    file.write_bytes(data.replace(text, new))
+    done = quick("xray", file, "--flow")
+    assert done.returncode == 4 and complaint(done)
+
+
+def test_the_largest_shares_have_columns_where_not_all_have_room(tiny_gpt2: Path) -> None:
+    scan = replace_shares(tiny_gpt2, last=[0.6, *[0.0] * 17, 0.1, 0.3])
+    lines = theme.drawn(flow_view.draw(scan, 19, colour=False), colour=False, width=50).splitlines()
+    (positions,) = (line.split()[1:] for line in lines if line.startswith("position  "))
+    assert {"0", "18", "19"} < {*positions} and len(positions) < 20 and "the largest" in "\n".join(lines)
+    around = theme.drawn(flow_view.draw(scan, 19, colour=False, cursor=9), colour=False, width=50).splitlines()
+    (positions,) = (line.split()[1:] for line in around if line.startswith("position  "))
+    assert "9" in positions and "0" not in positions
+
+
+@pytest.mark.parametrize("book, kind", [(2, "against_rival"), (0, "over_mean"), (1, "over_mean")])
+def test_a_trace_whose_ledgers_are_of_other_kinds_is_refused(
+    book: int, kind: str, tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.xray"
+    quick("xray", "the cat sat", "-m", tiny_gpt2, "--save", file)
+    found = load_trace(file)
+    books = [dataclasses.replace(b, **{kind: True}) if i == book else b for i, b in enumerate(found.books)]
+    for some in (books, books[2:], [found.books[2]]):
+        save_trace(dataclasses.replace(found, books=tuple(some)), file)
+        done = quick("xray", file, "--ledger")
+        assert done.returncode == 4 and "its ledgers are not those" in complaint(done)
+    save_trace(dataclasses.replace(found, books=found.books[:2]), file)  # as before there was a third
+    assert quick("xray", file, "--ledger").returncode == 0
+    done = quick("xray", file, "--over-mean")
+    assert done.returncode == 2 and "of a time before --over-mean" in complaint(done)
+
+
+def test_a_ledger_is_over_one_thing(tiny_gpt2: Path) -> None:
+    trace, ids = traced(load(str(tiny_gpt2)).decoder), torch.ones(N, dtype=torch.long)
+    with pytest.raises(ValueError, match="two things"):
+        ledger(trace, ids, ids + 1, over_mean=True)
+
+
+def replace_shares(folder: Path, *, last: list[float]) -> Scan:
+    """A scan of as many tokens, whose last vector is made of them in these shares."""
+    checkpoint = load(str(folder))
+    found = scan_of(checkpoint, run(checkpoint, prepare(checkpoint, IDS[: len(last)]), max_tokens=0))
+    L, T = found.n_layer, len(last)
+    rows = [[float(i == j) for j in range(T)] for i in range(T - 1)] + [last]
+    table = Table("F16", (L, T, T), struct.pack(f"<{L * T * T}e", *(x for _ in range(L) for row in rows for x in row)))
+    none = Table("F32", (L, T), bytes(4 * L * T))
+    return dataclasses.replace(found, flow=Sources(shares=table, rollout=table, bias=none, error=0.0))
+
+
+def test_a_text_too_long_is_refused_before_anything_is_computed(
+    tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "MOST", 10)
+    monkeypatch.setattr("gptcli.scan.run", lambda *of, **more: pytest.fail("it was computed"))
+    done = quick("xray", "the cat sat", "-m", tiny_gpt2, "--flow")
+    assert done.returncode == 2 and "too many to keep" in complaint(done)
 
 
 def test_a_trace_without_it_says_how_to_get_it(tiny_gpt2: Path, tmp_path: Path) -> None:

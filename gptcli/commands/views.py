@@ -182,6 +182,11 @@ class Show:
         if name == "flow":
             from gptcli.render import flow
 
+            if cursor is not None and cursor > position:
+                raise UsageError(
+                    f"--at {self.at} is behind position {position}, whose vector holds nothing of later tokens",
+                    hint=f"--token {cursor}, or an earlier --at",
+                )
             return flow.draw(
                 scan, position, rollout=self.rollout, colour=colour, cursor=cursor, most_rows=rows, every=self.every,
                 light=light,
@@ -213,7 +218,7 @@ class Show:
             return None
         kept = getattr(scan, name)
         flags = {"draw": "--sampling", "mosaic": f"--sweep {self.sweep}", "neurons": f"--neurons L{self.neurons}"}
-        flag = flags.get(name, f"--{name}")
+        flag = "--rollout" if name == "flow" and self.rollout else flags.get(name, f"--{name}")
         if kept is None:
             hint = f"make it again with {flag} --save FILE"
             raise UsageError(f"this trace does not hold what {flag} shows", hint=hint)

@@ -187,7 +187,11 @@ def xray(
     }  # fmt: skip
     views = [name for name, on in asked.items() if on]
     if wanted and (
-        whole := [f"--{name}" for name in ("roles", "occlusion", "walk", "flow", "neurons") if asked[name]]
+        whole := [
+            "--rollout" if name == "flow" and not flow else f"--{name}"
+            for name in ("roles", "occlusion", "walk", "flow", "neurons")
+            if asked[name]
+        ]
         + ["--sweep"] * bool(sweep)
     ):
         hint = f"leave out {whole[0]}, or --ablate and --patch"
@@ -257,7 +261,6 @@ def refuse_unused(ctx: typer.Context, show: Show) -> None:
     if show.form in ("json", "ndjson"):
         refuse_given(ctx, ("at", "every"), f"--format {show.form} holds all tokens and layers")
         refuse_given(ctx, ("weighted",), f"--format {show.form} holds looks and lengths")
-        refuse_given(ctx, ("rollout",), f"--format {show.form} holds both shares, with --flow")
         return
     views = {"head" if name == "attention" and show.head else name for name in show.views}
     saves = ctx.params.get("save") is not None
@@ -287,6 +290,10 @@ class _Job:
         """Runs the text, and whatever the views need beside it."""
         from gptcli.scan import run, scan
 
+        if "flow" in self.show.views:
+            from gptcli.flow import check_length
+
+            check_length(self.checkpoint.config, len(self.prompt.ids))
         needs_plain = bool(self.wanted) or self.sweep is not None
         plain = run(self.checkpoint, self.prompt, max_tokens=0) if needs_plain else None
         edits = self._edits(plain.trace) if plain and self.wanted else None
