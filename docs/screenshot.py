@@ -39,6 +39,7 @@ SHOTS = {
     "xray.svg": ['gptcli xray "There was a robot. He must obey the" -n 5'],
     "xray-why.svg": ['gptcli xray "There was a robot. He must obey the" --token 8 --ledger'],
     "xray-walk.svg": ['gptcli xray "There was a robot. He must obey the" --walk'],
+    "xray-flow.svg": ['gptcli xray "Lily had a red ball. Tom took the" --flow'],
     "xray-strip.svg": ['gptcli "The little robot wanted" --xray -n 10 -t 0'],
     "info.svg": ["gptcli info", 'gptcli tokenize "A robot must obey the orders given it by human beings"'],
     "params.svg": ["gptcli params gpt3", "gptcli params --table"],
