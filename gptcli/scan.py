@@ -87,6 +87,7 @@ def scan(
     cells: Sequence[int] | None = None,
     between: Sequence[int] = (),
     heads: bool = False,
+    over_mean: bool = False,
     attention: bool = False,
     edits: Tape | None = None,
     edited: Sequence[str] = (),
@@ -95,8 +96,9 @@ def scan(
 
     between: positions whose states between attention and MLP are read too.
 
-    heads: the ledger down to heads and sources. attention: every pattern. edits: the run's, to check it by computing
-    the prompt once more; `edited`: what they are, in words.
+    heads: the ledger down to heads and sources. over_mean: a third ledger, of how far the answers are above the mean of
+    all. attention: every pattern. edits: the run's, to check it by computing the prompt once more; `edited`: what they
+    are, in words.
 
     Raises CheckFailed when the numbers contradict the model's.
     """
@@ -110,8 +112,9 @@ def scan(
         at = torch.tensor(between, device=trace.states.device)
         middles = torch.stack([trace.mid_of(i)[at] for i in range(c.n_layer)])
         middle = _read(checkpoint, middles, last.answers[list(between)], top, final=trace.states[-1, at])
-    books = _books(checkpoint, trace, last)
-    own = list(books.values())
+    books = _books(checkpoint, trace, last, over_mean=over_mean)
+    own = [book for kind, book in books.items() if kind != "mean"]  # so that what is said does not depend on the views
+    proof.ledger_error([*books.values()])
     check = proof.check(checkpoint, trace, done.prompt, done.steps, cells=cells, said=last.said, books=own, edits=edits)
     looks = _attention(trace) if attention else None
     if heads and not looks:  # whose sources are shown
@@ -177,18 +180,20 @@ def _read(checkpoint: Checkpoint, states: Tensor, answers: Tensor, top: int, fin
     return read(checkpoint.decoder, states, final=final, watch=watch, top=top, size=checkpoint.n_tokens)
 
 
-def _books(checkpoint: Checkpoint, trace: Trace, last: _Last) -> dict[Kind, Ledger]:
+def _books(checkpoint: Checkpoint, trace: Trace, last: _Last, *, over_mean: bool) -> dict[Kind, Ledger]:
     """The ledgers of the answers: against their rivals, alone, over the mean of all; none where a logit is no sum."""
     decoder, (target, rival) = checkpoint.decoder, (x.to(trace.states.device) for x in (last.answers, last.rivals))
     if refusal(decoder):
         return {}
-    raw, capped = logits(decoder, trace.states[-1], torch.stack([target, rival]), mean=True)
-    without_rival = raw[[0, 2]], None if capped is None else capped[[0, 2]]
-    return {
+    raw, capped = logits(decoder, trace.states[-1], torch.stack([target, rival]), mean=over_mean)
+    found: dict[Kind, Ledger] = {
         "rival": ledger(trace, target, rival, own=(raw, capped)),
         "alone": ledger(trace, target, own=(raw, capped)),
-        "mean": ledger(trace, target, over_mean=True, own=without_rival),
     }
+    if over_mean:
+        without_rival = raw[[0, 2]], None if capped is None else capped[[0, 2]]
+        found["mean"] = ledger(trace, target, over_mean=True, own=without_rival)
+    return found
 
 
 def table(x: Tensor) -> Table:

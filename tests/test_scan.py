@@ -382,6 +382,20 @@ def test_heads_add_up_to_their_attention_as_far_as_16_bits_do(dtype: str, zoo_ro
         assert found.books[0].heads is not None
 
 
+def test_a_ledger_over_another_mean_is_refused_where_it_is_asked_for(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the check says does not depend on whether it was."""
+    done = run(checkpoint, prepare(checkpoint, IDS[:12]), max_tokens=2)
+    with_mean, without = scan(checkpoint, done, over_mean=True), scan(checkpoint, done)
+    assert [book.over_mean for book in with_mean.books] == [False, False, True] and len(without.books) == 2
+    assert with_mean.check == without.check
+    monkeypatch.setattr("gptcli.ledger._mean", lambda x: x[:1].float())
+    assert scan(checkpoint, done).check == without.check
+    with pytest.raises(CheckFailed, match="the parts of the ledger do not add up"):
+        scan(checkpoint, done, over_mean=True)
+
+
 def test_a_ledger_whose_heads_or_tokens_contradict_the_model_is_refused(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

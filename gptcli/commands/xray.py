@@ -309,6 +309,7 @@ class _Job:
         between = every if self.keep or self.show.sub else [position] if "track" in views else []
         found = scan(
             self.checkpoint, done, top=self.top, cells=cells, between=between, heads=self.keep or "ledger" in views,
+            over_mean=self.keep or self.show.over_mean or ("ledger" in views and self.show.form in ("json", "ndjson")),
             attention=self.keep or "attention" in views, edits=edits, edited=self.wanted.words,
         )  # fmt: skip
         return self._with_more(found, done, plain, position)
