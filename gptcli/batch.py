@@ -51,13 +51,11 @@ def generate_batch(
     Raises UsageError, OutOfMemory, and GptcliError for logits that are not finite.
     """
     waiting, is_exact = enumerate(requests), exact(checkpoint.decoder)
-    few = checkpoint.few_tokens() if batch > 1 else None
-    first = list(islice(waiting, batch)) if batch > 1 and (few or is_exact) else []
+    first = list(islice(waiting, batch)) if batch > 1 and (is_exact or checkpoint.few_tokens()) else []
     n_rows = _that_fit(checkpoint, [request for _, request in first]) if first else 1
     every = chain(first, waiting)
-    if is_exact and n_rows > FEW:
-        few = None
     if n_rows > 1:
+        few = None if is_exact and n_rows > FEW else checkpoint.few_tokens()
         yield from (Together(checkpoint, few, n_rows) if few else _Batch(checkpoint, n_rows)).run(every)
         return
     joining = Joining(checkpoint)

@@ -39,6 +39,17 @@ def test_what_is_free_between_what_stays_is_given_back() -> None:
 
 
 def test_where_the_c_library_has_no_such_function_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    for other in (lambda name: object(), lambda name: (_ for _ in ()).throw(OSError("no such library"))):
-        monkeypatch.setattr(ctypes, "CDLL", other)
+    asked = list[object]()
+
+    def none(name: object) -> None:
+        asked.append(name)
+        raise OSError("no such library")
+
+    def other(name: object) -> object:
+        asked.append(name)
+        return object()
+
+    for library in (none, other):
+        monkeypatch.setattr(ctypes, "CDLL", library)
         memory.give_back()
+    assert asked == [None, None]
