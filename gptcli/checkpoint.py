@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gptcli.ahead import Ahead, read_ahead
 from gptcli.compiled import Pass, find
 from gptcli.config import Config
 from gptcli.disk import flush, settle
@@ -35,7 +36,7 @@ from gptcli.settings import GENERATION_CONFIG
 from gptcli.tokens import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -129,20 +130,24 @@ def load(
     return load_layout(look(name, revision=revision, allow=allow_config), device=device, dtype=dtype, quantize=quantize)
 
 
-def load_layout(layout: Layout, *, device: str = "auto", dtype: str = "auto", quantize: str = "none") -> Checkpoint:
-    """Loads what `look` has found."""
+def load_layout(
+    layout: Layout, *, device: str = "auto", dtype: str = "auto", quantize: str = "none", ahead: Ahead | None = None
+) -> Checkpoint:
+    """Loads what `look` has found. ahead: the files' bytes, if they are being read already."""
     where = pick_device(device)
     kind = STORED[layout.runs_as(where.type)] if dtype == "auto" else DTYPES.get(dtype)
     if kind is None:
         raise UsageError(f"dtype {dtype!r} is not known", hint=f"choose auto, {', '.join(DTYPES)}")
     if quantize not in ("none", *KINDS):
         raise UsageError(f"quantize {quantize!r} is not known", hint=f"choose none, {', '.join(KINDS)}")
+    if quantize == "none" and ahead is None:  # the tokenizer is read meanwhile
+        ahead = read_ahead(layout, device=where.type, dtype=dtype)
     whole = layout.config.n_params() * kind.itemsize
     need = whole if quantize == "none" else rounded_size(layout.config, cast(Bits, quantize), kind)
-    check_fits(need, where, what="the weights")
+    check_fits(need - (ahead.nbytes if ahead else 0), where, what="the weights")
     with ThreadPoolExecutor(1) as beside:  # a large vocabulary takes a third of the time that the weights do
         reading = beside.submit(Tokenizer.from_folder, layout.source.folder, n_vocab=layout.config.n_vocab)
-        fill = _fill if quantize == "none" else partial(_rounded, bits=cast(Bits, quantize))
+        fill = partial(_fill, ahead=ahead) if quantize == "none" else partial(_rounded, bits=cast(Bits, quantize))
         decoder = fill(layout, where, kind)
         tokenizer = reading.result()
     give_back()
@@ -181,14 +186,16 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _fill(layout: Layout, device: torch.device, dtype: torch.dtype, bits: Bits | None = None) -> Decoder:
+def _fill(
+    layout: Layout, device: torch.device, dtype: torch.dtype, bits: Bits | None = None, ahead: Ahead | None = None
+) -> Decoder:
     """A decoder whose every parameter comes from the files: built without memory, then filled tensor by tensor.
 
     bits: matrices are rounded to them as they come, so that no two of them are in memory as they were.
     """
     with torch.device("meta"):
         decoder = Decoder(layout.config)
-    for part, tensor in stored_parts(layout, device=device, dtype=dtype):
+    for part, tensor in stored_parts(layout, device=device, dtype=dtype, ahead=ahead):
         _assign(decoder, part, tensor)
         if bits and part.name.endswith(".weight"):
             round_matrix(decoder, part.name.removesuffix(".weight"), bits)
@@ -215,9 +222,36 @@ def _rounded(layout: Layout, device: torch.device, dtype: torch.dtype, bits: Bit
 
 
 def stored_parts(
-    layout: Layout, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    layout: Layout,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    ahead: Ahead | None = None,
 ) -> Iterator[tuple[Part, Tensor]]:
     """What the files hold of each parameter, in our spelling, one tensor at a time. Raises BadCheckpoint."""
+    for placement, stored in _stored(layout) if ahead is None else _ahead(layout, ahead):
+        tensor = stored.to(device=device, dtype=dtype)
+        if placement.fix:
+            tensor = placement.fix.load(tensor, layout.config)
+        for part in placement.parts:
+            yield part, tensor[part.start : part.stop]
+        copied = all(part.row is not None for part in placement.parts)
+        if ahead and (copied or tensor.untyped_storage().data_ptr() != stored.untyped_storage().data_ptr()):
+            del stored
+            ahead.drop(placement.tensor)
+
+
+def _ahead(layout: Layout, ahead: Ahead) -> Iterator[tuple[Placement, Tensor]]:
+    """Each stored tensor, in memory that was filled before."""
+    for placement in layout.placements:
+        info = placement.tensor
+        view, kind = ahead.take(info), STORED[info.dtype]
+        flat = torch.frombuffer(view, dtype=kind) if info.nbytes else torch.empty(0, dtype=kind)
+        yield placement, flat.view(info.shape)
+
+
+def _stored(layout: Layout) -> Iterator[tuple[Placement, Tensor]]:
+    """Each stored tensor, read now."""
     by_file = defaultdict[Path, list[Placement]](list)
     for placement in layout.placements:
         by_file[placement.tensor.file].append(placement)
@@ -226,11 +260,7 @@ def stored_parts(
             # pread: a file that shrinks while it is read fails with an error; a mapped one would kill the process
             with safe_open(file, framework="pt", backend="pread") as stored:
                 for placement in placements:
-                    tensor = stored.get_tensor(placement.tensor.name).to(device=device, dtype=dtype)
-                    if placement.fix:
-                        tensor = placement.fix.load(tensor, layout.config)
-                    for part in placement.parts:
-                        yield part, tensor[part.start : part.stop]
+                    yield placement, stored.get_tensor(placement.tensor.name)
         except (SafetensorError, OSError) as error:
             raise BadCheckpoint(f"{file.name}: cannot be read: {error}") from error
 

@@ -44,7 +44,7 @@ FLOORS = [
     ("config_json", "fixes", "folder", "settings", "text_stream", "places"),
     ("configs", "memory", "tokens", "cache", "rope", "rows", "sample", "certain", "linear"),
     ("families", "model", "corpus", "pairs", "paper", "catalogue", "priming"),
-    ("layout", "data", "optimizer", "compiled"),
+    ("layout", "ahead", "data", "optimizer", "compiled"),
     ("quantize", "few"),
     ("checkpoint", "describe", "model_choice", "params", "budget", "speed"),
     ("lookup",),

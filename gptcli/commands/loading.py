@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from gptcli.ahead import read_ahead
 from gptcli.render.output import hears, tell
 from gptcli.settings import Setting, settle
 from gptcli.strict_json import no_garbage_collection
@@ -58,13 +59,15 @@ def load_chosen(
     if waiting:
         tell("\x1b[2mloading ...\x1b[0m")
     try:
-        with no_garbage_collection():  # what torch makes when it is imported stays: looking through it takes 0.2 s
-            from gptcli.checkpoint import load_layout
-        gc.freeze()
         layout, settings = look_chosen(flags, adapter=adapter, revision=revision, allow=allow)
         bits: Any = settings["quantize"].value if rounded != "never" else "none"
         now = bits if adapter is None else "none"  # an adapter is added before anything is rounded
-        checkpoint = load_layout(layout, device=settings["device"].value, dtype=settings["dtype"].value, quantize=now)
+        device, dtype = settings["device"].value, settings["dtype"].value
+        ahead = read_ahead(layout, device=device, dtype=dtype) if now == "none" else None
+        with no_garbage_collection():  # what torch makes when it is imported stays: looking through it takes 0.2 s
+            from gptcli.checkpoint import load_layout
+        gc.freeze()
+        checkpoint = load_layout(layout, device=device, dtype=dtype, quantize=now, ahead=ahead)
         if adapter is not None:
             from gptcli.lora import apply
             from gptcli.model_choice import adapter_folder
