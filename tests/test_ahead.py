@@ -12,9 +12,8 @@ from programs import complaint, gptcli
 from safetensors.torch import load_file
 from zoo import ZOO, Kind, built
 
-from gptcli import BadCheckpoint, load, look
+from gptcli import BadCheckpoint, load, look, memory
 from gptcli import ahead as module
-from gptcli import memory
 from gptcli.ahead import Ahead, fill, read_ahead
 from gptcli.checkpoint import stored_parts
 
