@@ -1,9 +1,10 @@
 """Many texts at once: one pass of the decoder adds a token to each, and a text that ends makes place for the next.
 
-Every text is, token for token, what it would be alone. Computed together, numbers are rounded otherwise than alone, so
-a token is taken from the common pass only where no rounding of that size could have led to another (see certain.py).
-How large it is, is measured while it runs: the first text is computed alone beside the others for some tokens, and so
-is every text whose next token was not certain, up to that token; then it goes on among the others.
+Every text is, token for token, what it would be alone. Where its numbers are the same among others, to the last bit
+(alike.py), that is all. Where they are rounded otherwise, a token is taken from the common pass only if no rounding of
+that size could have led to another (certain.py). How large it is, is measured while it runs: the first text is
+computed alone beside the others for some tokens, and so is every text whose next token was not certain, up to that
+token; then it goes on among the others.
 
 What the steps say of a token beside it (logprob, p, margin, top) is of the common pass, and equal up to rounding.
 """
@@ -11,13 +12,14 @@ What the steps say of a token beside it (logprob, p, margin, top) is of the comm
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from math import inf
 
 import torch
 from torch import Tensor
 
+from gptcli.alike import alike
 from gptcli.cache import Cache
 from gptcli.certain import HEAD, plain, spread
 from gptcli.checkpoint import Checkpoint
@@ -30,7 +32,7 @@ from gptcli.records import Prompt, Step
 from gptcli.rows import Rows
 from gptcli.sample import Choice
 from gptcli.sampling import Sampling
-from gptcli.together import Together
+from gptcli.together import HAIR, Together
 
 WITNESSED = 4  # tokens of the first text that are computed alone too
 SAFETY = 8  # how many times the largest difference ever seen is allowed for
@@ -44,23 +46,37 @@ def generate_batch(
 
     Each text is, token for token, what `generate` makes of that request alone; logprob, p and margin may differ by
     rounding. Requests are read as rows become free, and consecutive ones with the same prompt have it computed once.
-    How, by what is there: more than FEW texts in one pass for all, if all weights are float32 (with fewer bits
-    near-ties are everywhere); else with the compiled pass of a few tokens through that (together.py); else one after
-    another. So runs, in any case, a text that outgrows its rotary frequencies.
+    How, by what is there: with the compiled pass of a few tokens through that (together.py); else in one pass for all,
+    if that changes no number (alike.py), or if all weights are float32 (with fewer bits near-ties are everywhere); else
+    one after another. So runs, in any case, a text that outgrows its rotary frequencies.
 
     Raises UsageError, OutOfMemory, and GptcliError for logits that are not finite.
     """
-    waiting, is_exact = enumerate(requests), exact(checkpoint.decoder)
-    first = list(islice(waiting, batch)) if batch > 1 and (is_exact or checkpoint.few_tokens()) else []
-    n_rows = _that_fit(checkpoint, [request for _, request in first]) if first else 1
+    waiting = enumerate(requests)
+    first = list(islice(waiting, batch)) if batch > 1 else []
+    n_rows = _that_fit(checkpoint, [request for _, request in first]) if len(first) > 1 else 1
+    engine = _engine(checkpoint, n_rows, [request.sampling for _, request in first]) if n_rows > 1 else None
     every = chain(first, waiting)
-    if n_rows > 1:
-        few = None if is_exact and n_rows > FEW else checkpoint.few_tokens()
-        yield from (Together(checkpoint, few, n_rows) if few else _Batch(checkpoint, n_rows)).run(every)
+    if engine:
+        yield from engine.run(every)
         return
     joining = Joining(checkpoint)
     for number, request in every:
         yield from joining.alone(number, request)
+
+
+def _engine(checkpoint: Checkpoint, n_rows: int, samplings: Sequence[Sampling]) -> Together | _Batch | None:
+    """What computes so many texts at once; None where nothing does."""
+    is_exact = exact(checkpoint.decoder)
+    few = checkpoint.few_tokens()
+    if few and not (is_exact and n_rows > FEW and all(sampling.greedy for sampling in samplings)):
+        return Together(checkpoint, few, n_rows)  # greedy choices are seldom doubtful, and one pass for all is faster
+    if alike(checkpoint, n_rows):
+        return _Batch(checkpoint, n_rows, same=True)
+    is_open = any(not sampling.greedy and not sampling.top_k for sampling in samplings)
+    if is_open and checkpoint.decoder.head.large:
+        return None  # any of thousands of tokens may be next: too many doubts, and each costs a text computed anew
+    return _Batch(checkpoint, n_rows) if is_exact else None
 
 
 class InOrder:
@@ -108,9 +124,10 @@ def _length(request: Request) -> int:
 class _Batch:
     """The texts that are running, one a row, and how far rounding was seen to go."""
 
-    def __init__(self, checkpoint: Checkpoint, n_rows: int) -> None:
-        self.checkpoint, self.n_rows = checkpoint, n_rows
-        self.rows = Rows(checkpoint.config, n_rows, device=checkpoint.device, dtype=checkpoint.dtype)
+    def __init__(self, checkpoint: Checkpoint, n_rows: int, *, same: bool = False) -> None:
+        """same: every text gets the numbers that it gets alone."""
+        self.checkpoint, self.n_rows, self.same = checkpoint, n_rows, same
+        self.rows = Rows(checkpoint.config, n_rows, device=checkpoint.device, dtype=checkpoint.dtype, apart=same)
         self.texts = list[Text]()
         self.numbers = list[int]()
         self.joining = Joining(checkpoint)
@@ -139,7 +156,7 @@ class _Batch:
         number, text, begin = found
         self.rows.join(row, begin.cache)
         self.texts[row : row + 1], self.numbers[row : row + 1] = [text], [number]
-        if self.largest is None and self.witness is None:
+        if not self.same and self.largest is None and self.witness is None:
             self.witness = text, begin.cache.copy()
         return True
 
@@ -167,7 +184,7 @@ class _Batch:
         logits, draws = self._logits(), [text.draw() for text in self.texts]
         scale = logits.abs().amax(1)  # not a number where there is one in the row
         exact = self._witnessed(logits)
-        least = LEAST * float(scale.nan_to_num(0, 0, 0).max())
+        least = (HAIR if self.same else LEAST) * float(scale.nan_to_num(0, 0, 0).max())
         samplings = [text.request.sampling for text in self.texts]
         errors = [
             max(least, self._error(sampling)) if fine else inf
@@ -178,7 +195,7 @@ class _Batch:
         for row, (number, text, choice) in enumerate(zip(self.numbers, self.texts, choices, strict=True)):
             scores = exact.get(row, logits[row])
             if row in exact or choice is None:
-                if row not in exact:
+                if row not in exact and not (self.same and scores.isfinite().all()):
                     scores = self._alone(row, logits[row])
                 choice = text.choose(scores, draws[row])
             found.append((number, text, scores, choice))

@@ -19,6 +19,7 @@ class Keys:
     """Keys and values of one layer, [B, K, rows, D]; the newest end at `end`."""
 
     lengths: Tensor | None = None  # all rows are as long as each other
+    runs: list[tuple[int, int]] | None = None  # and need not be told apart
 
     def __init__(self, k: Tensor, window: int | None) -> None:
         self.k, self.v = k, torch.empty_like(k)

@@ -48,7 +48,7 @@ OPTIONS = {
 class Seen:
     """A layer's keys and values with room for the new ones, as `Keys.room` hands them over."""
 
-    lengths = None
+    lengths = runs = None
 
     def __init__(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v = k, v

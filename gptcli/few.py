@@ -45,7 +45,7 @@ class _Layer(nn.Module):
 class _SeenByEach:
     """The keys and values of FEW texts, each with room for one more."""
 
-    lengths = None
+    lengths = runs = None
 
     def __init__(self, seen: list[tuple[Tensor, Tensor]]) -> None:
         self.seen = seen
@@ -113,17 +113,27 @@ class FewTokens:
         decoder, where = self.decoder, slice(cache.n_seen, cache.n_seen + FEW)
         rotary = [t for pair in decoder.rotary(where, where.stop, cache).values() for t in pair]
         position = decoder.pos_embed.weight[where] if decoder.pos_embed else None
-        seen = [keys.room(window, FEW) for keys, window in zip(cache.layers, self._windows, strict=True)]
+        seen = [[keys.room(window, FEW)] for keys, window in zip(cache.layers, self._windows, strict=True)]
         cache.n_seen += FEW
-        return self._run("one", ids, position, rotary, seen)
+        return self._run("one", ids, position, [rotary], seen)
 
     def of_texts(self, ids: Sequence[int], caches: Sequence[Cache]) -> Tensor:
-        """Scores after one more token of each of FEW texts, [FEW, V], float32. Each has seen some, and has room."""
+        """Scores after one more token of each of n texts, FEW or a multiple, [n, V], float32.
+
+        Each has seen some, and has room.
+        """
         decoder, where = self.decoder, torch.tensor([cache.n_seen for cache in caches])
         rotary_of = [decoder.rotary(slice(c.n_seen, c.n_seen + 1), c.n_seen + 1, c) for c in caches]
-        rotary = [torch.cat([each[rope][i] for each in rotary_of]) for rope in decoder.ropes for i in range(2)]
+        groups = [slice(i, i + FEW) for i in range(0, len(ids), FEW)]
+        rotary = [
+            [torch.cat([each[rope][i] for each in rotary_of[group]]) for rope in decoder.ropes for i in range(2)]
+            for group in groups
+        ]
         position = decoder.pos_embed.weight[where] if decoder.pos_embed else None
-        seen = [[t for cache in caches for t in cache.layers[i].room(window)] for i, window in enumerate(self._windows)]
+        seen = [
+            [[t for cache in caches[group] for t in cache.layers[i].room(window)] for group in groups]
+            for i, window in enumerate(self._windows)
+        ]
         for cache in caches:
             cache.n_seen += 1
         return self._run("each", ids, position, rotary, seen)
@@ -133,15 +143,23 @@ class FewTokens:
         kind: Literal["one", "each"],
         ids: Sequence[int],
         position: Tensor | None,
-        rotary: list[Tensor],
-        seen: Sequence[Sequence[Tensor]],
+        rotary: Sequence[list[Tensor]],
+        seen: Sequence[Sequence[Sequence[Tensor]]],
     ) -> Tensor:
+        """All groups of FEW tokens go through a layer before the next: its weights are near for all but the first.
+
+        rotary: of each group; seen: of each layer and group.
+        """
         *weights, end = self._weights
-        x = self.decoder.embed_tokens(torch.tensor([list(ids)]), position, wide=True)
+        groups = list(self.decoder.embed_tokens(torch.tensor([list(ids)]), position, wide=True).split(FEW, 1))
         for name, given, keys in zip(self._names[kind], weights, seen, strict=True):
-            (x,) = self._loaded(name).boxed_run([*given, x, *rotary, *keys])
-        scores: Tensor = self._loaded("end").boxed_run([*end, x])[0]
-        return scores
+            code = self._loaded(name)
+            groups = [
+                code.boxed_run([*given, x, *angles, *each])[0]
+                for x, angles, each in zip(groups, rotary, keys, strict=True)
+            ]
+        scores = [self._loaded("end").boxed_run([*end, x])[0] for x in groups]
+        return torch.cat(scores) if len(scores) > 1 else scores[0]
 
     def _loaded(self, name: str) -> Any:
         """A piece of the code, from the file when it is needed first."""

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+HALF = (torch.bfloat16, torch.float16)
 GROUP = 32  # weights of a row that share a scale, in 4 bits
 LANES = 32  # numbers that torch's 8-bit kernel takes at a time: of a row of another length it reads past the end
 FEW = 8  # rows of the compiled pass of a few tokens; up to so many, a matrix is multiplied as it lies
@@ -25,10 +26,27 @@ PARTS, FITS = (1.0, 0.95, 0.9, 0.85, 0.8), 4  # what rounding to 4 bits tries
 TINY = 1e-30  # a scale is never 0
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, as_made: bool = False) -> Tensor:
-    """x W^T + b, in the dtype of x. as_made: it need not be contiguous, where that saves putting it in order."""
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, as_made: bool = False, large: bool = False
+) -> Tensor:
+    """x W^T + b, in the dtype of x.
+
+    as_made: it need not be contiguous, where that saves putting it in order. large: the matrix is one of a large model.
+
+    oneDNN adds up each sum of a product in one order, however many rows there are, but for a single row. Multiplied as
+    two rows are, this gets to the last bit what it gets among many, so that many texts at once are what they are alone
+    (alike.py). In half precision that costs nothing; in float32 a tenth of a large model's time, and of a small one's
+    more, which does without.
+    """
     if not few_rows(x):
         rows = x.numel() // x.shape[-1]
+        half = in_half(x, weight)
+        if rows == 1 and (half or (large and wants_onednn(x, weight))):
+            twice = x.reshape(1, -1).expand(2, -1).contiguous()  # see alike.py
+            return linear(twice, weight, bias)[:1].view(*x.shape[:-1], -1)
+        if half:  # as F.linear has it, but that takes another kernel for small ones
+            product: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
+            return product(x, weight, bias, "none", [], "")
         if slow(x, rows):
             return in_float32(x, weight, bias)
         if wants_onednn(x, weight):
@@ -66,6 +84,13 @@ def slow(x: Tensor, rows: int) -> bool:
     if rows < FEW or torch.is_grad_enabled() or torch.compiler.is_compiling():  # the compiler warns of what is kept
         return False
     return emulated(x.dtype, x.device.type)
+
+
+def in_half(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product is in half precision, by oneDNN."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu" or not x.numel():
+        return False
+    return x.dtype == weight.dtype and x.dtype in HALF and torch._C._has_mkldnn and not emulated(x.dtype, "cpu")
 
 
 @cache
@@ -145,13 +170,15 @@ def rows_times(x: Tensor, weight: Tensor) -> Tensor:
 class Linear(nn.Linear):
     """torch's own, except in the pass of one token or of a few."""
 
+    large = False  # whether the model is
+
     def reset_parameters(self) -> None:
         """Without memory there is nothing to draw; torch would take a third of a millisecond for it."""
         if not self.weight.is_meta:
             super().reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias, large=self.large)
 
 
 class Int8(nn.Module):

@@ -27,6 +27,8 @@ from gptcli.rows import RowKeys, Rows
 OfEach = Tensor | list[Tensor]  # the same for all new tokens, or one of each
 Angles = dict[Rope, tuple[Tensor, Tensor]]  # cos and sin of the positions in use, each [positions, dim]
 BLOCK = 256  # queries of attend_blocks
+LARGE = 2**26  # parameters from which a model is large, see `linear`
+PLAIN = 1024  # keys up to which one token's attention is made of plain products
 
 
 class Tape(Protocol):
@@ -113,13 +115,19 @@ class Attention(nn.Module):
             q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
         if keys:
             k, v = keys.append(k, v)  # [B, K, S, D]
-        if few_rows(x) and B == 1:  # k and v may be lists there
+        if keys and keys.runs:
+            mask, z = None, attend_apart(q, k, v, keys.runs, layer.scale, c.attn_softcap)
+        elif few_rows(x) and B == 1:  # k and v may be lists there
             mask, z = None, attend_each(q, k, v, layer.window, layer.scale, c.attn_softcap)
         elif self.in_blocks and torch.compiler.is_compiling():
             mask, z = None, attend_blocks(q, k, v, layer.window, layer.scale, c.attn_softcap)
         else:
             mask = visible(T, k.shape[2], layer.window, x.device, keys.lengths if keys else None)
-            z = attend(q, k, v, mask, layer.scale, c.attn_softcap)  # [B, H, T, D]
+            if T == 1 and layer.window and mask is not None and mask.ndim == 2:  # a short run's cache hands over all
+                k_seen, v_seen, mask_seen = k[:, :, -layer.window :], v[:, :, -layer.window :], None
+            else:
+                k_seen, v_seen, mask_seen = k, v, mask
+            z = attend(q, k_seen, v_seen, mask_seen, layer.scale, c.attn_softcap)  # [B, H, T, D]
         if tape:
             z = tape.heads(self.index, q, k, v, mask, z)
         return self.out(z.transpose(1, 2).reshape(B, T, -1))
@@ -146,14 +154,53 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, s
     T = q.shape[2]
     if slow(q, T):
         return attend(q.float(), k.float(), v.float(), mask, scale, softcap).to(q.dtype)
-    if softcap is None and T == 1 and (mask is None or mask.ndim == 4):
+    if T == 1 and (mask is None or mask.ndim == 4):
         # heads that share keys ask as neighbours: no key is read twice
         asked = q.reshape(len(q), k.shape[1], -1, q.shape[3])  # [B, K, H/K, D]
-        return F.scaled_dot_product_attention(asked, k, v, mask, scale=scale).reshape(q.shape)
+        if mask is None and plain_products(q, k):
+            return attend_one(asked, k, v, scale, softcap).to(q.dtype).reshape(q.shape)
+        if softcap is None:
+            return F.scaled_dot_product_attention(asked, k, v, mask, scale=scale).reshape(q.shape)
     if softcap is None:
         share = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=share)
     return attend_written(q, k, v, mask, scale, softcap)
+
+
+def plain_products(q: Tensor, k: Tensor) -> bool:
+    """Whether one token's attention is made of plain products: each text then gets what it gets alone, to the last bit.
+
+    PyTorch's own attention is rounded otherwise for many texts; for one with many keys it is faster.
+    """
+    training = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return q.device.type == "cpu" and k.shape[2] <= PLAIN and not training
+
+
+def attend_one(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """The attention of one token of each text, in float32 or wider. q: [B, K, H/K, D] -> the same."""
+    q, k, v = (t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in (q, k, v))
+    scores = (q * scale) @ k.transpose(-1, -2)  # [B, K, H/K, S]
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    return scores.softmax(-1) @ v
+
+
+def attend_apart(
+    q: Tensor, k: Tensor, v: Tensor, runs: list[tuple[int, int]], scale: float, softcap: float | None
+) -> Tensor:
+    """The same for a new token of each of many texts, exactly as if each came alone. q: [B, H, 1, D]; k: [B, K, S, D].
+
+    runs: how many rows, keys. Neighbours with as many keys go together, unless PyTorch's own attention takes them.
+    """
+    S, found, row = k.shape[2], list[Tensor](), 0
+    for n, seen in runs:
+        seen = min(seen, S)
+        step = n if seen <= PLAIN else 1
+        for i in range(row, row + n, step):
+            rows = slice(i, i + step)
+            found.append(attend(q[rows], k[rows, :, S - seen :], v[rows, :, S - seen :], None, scale, softcap))
+        row += n
+    return torch.cat(found) if len(found) > 1 else found[0]
 
 
 def attend_written(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
@@ -287,6 +334,9 @@ class Decoder(nn.Module):
         self.final_norm = Norm(config, config.d_model) if config.final_norm else None
         self.embed_out = Linear(config.d_model, config.embed_width, bias=False) if config.d_embed else None
         self.head = Head(config)
+        for module in self.modules():
+            if isinstance(module, Linear | Head):
+                module.large = config.n_params() >= LARGE
 
     def forward(self, ids: Tensor, cache: Cache | Rows | None = None, tape: Tape | None = None) -> Tensor:
         """Logits for every position, [B, T, V]. ids: [B, T], int64; with a cache they follow what it has seen."""
@@ -375,8 +425,9 @@ class Head(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        self.large = False
         self.weight = None if config.tied else nn.Parameter(torch.empty(config.n_vocab, config.embed_width))
         self.bias = nn.Parameter(torch.zeros(config.n_vocab)) if config.head_bias else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return linear(x, embedding if self.weight is None else self.weight, self.bias)
+        return linear(x, embedding if self.weight is None else self.weight, self.bias, large=self.large)

@@ -7,10 +7,15 @@
 So a new token costs one write and no gathering, a window is the same columns for all rows, and a text that has ended
 makes place for another, which is copied in from the cache in which its prompt was computed.
 
+Rows of different lengths go through attention together, what is left of a text being masked; or, where each text is to
+get the very numbers that it gets alone (alike.py), apart, but for neighbours of one length.
+
     B rows   K kv heads   S columns looked at   D head dim
 """
 
 from __future__ import annotations
+
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -28,6 +33,7 @@ class RowKeys:
         self.window = window
         self.longest = 0  # tokens of the longest row
         self.lengths: Tensor | None = None  # tokens of each row with the newest, [B]; None where all are alike
+        self.runs: list[tuple[int, int]] | None = None  # apart: neighbours of one length, how many rows, tokens
 
     @property
     def past(self) -> int:
@@ -65,8 +71,16 @@ class RowKeys:
 class Rows:
     """Many texts, as far as they were computed; every step adds one token to each."""
 
-    def __init__(self, config: Config, batch: int, *, device: torch.device | str = "cpu", dtype: torch.dtype) -> None:
-        self.lengths = [0] * batch
+    def __init__(
+        self,
+        config: Config,
+        batch: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype,
+        apart: bool = False,
+    ) -> None:
+        self.lengths, self.apart = [0] * batch, apart
         self.capacity = config.n_ctx
         self.angles: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = {}
         self._device = device
@@ -87,9 +101,10 @@ class Rows:
         if T != 1:
             raise ValueError(f"rows take one token each at a time, not {T}")
         lengths = torch.tensor(self.lengths, device=self._device)
-        alike = min(self.lengths) == self.n_seen
+        alike = self.apart or min(self.lengths) == self.n_seen
+        runs = [(len(list(some)), n + 1) for n, some in groupby(self.lengths)] if self.apart else None
         for keys in self.layers:
-            keys.longest, keys.lengths = self.n_seen, None if alike else lengths + 1
+            keys.longest, keys.lengths, keys.runs = self.n_seen, None if alike else lengths + 1, runs
         return lengths[:, None]
 
     def advance(self, T: int) -> None:

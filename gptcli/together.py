@@ -1,7 +1,7 @@
 """Many texts at once through the compiled pass of a few tokens: each gets, to the last bit, what it would get alone.
 
 So no choice is doubtful, and the dtype does not matter; batch.py is for where that pass is not compiled. Every text
-keeps its own cache, and FEW of them go through at a time.
+keeps its own cache, and FEW of them go through a layer at a time.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ class Together:
 
     def _step(self) -> Iterator[tuple[int, Step]]:
         """The next token of each text."""
-        rows = list[Tensor]()
-        for i in range(0, len(self.running), FEW):
-            rows += self._scores(self.running[i : i + FEW])
+        rows = self._scores()
         logits, texts = torch.stack(rows), [each.text for each in self.running]
         draws = [text.draw() for text in texts]
         errors = (HAIR * logits.abs().amax(1)).tolist()
@@ -67,28 +65,34 @@ class Together:
             step = texts[i].take(rows[i], choice or texts[i].choose(rows[i], draws[i]))
             yield self.running[i].number, step
 
-    def _scores(self, some: Sequence[_Running]) -> list[Tensor]:
-        """Scores after each of up to FEW texts, [V], all finite."""
-        for each in some:
+    def _scores(self) -> list[Tensor]:
+        """Scores after each text, [V], all finite."""
+        for each in self.running:
             if each.text.slide():
                 each.cache.clear()
-        if len(some) < WORTH or not all(each.cache.n_seen for each in some):
-            return [each.text.logits(each.cache) for each in some]
-        rows = self._pass(some)
-        found = list(rows)
-        for i, each in enumerate(some if not finite(rows) else ()):
-            if not finite(rows[i]):
-                found[i], each.cache = each.text.alone()  # which says where they were lost
-        return found
+        some = [each for each in self.running if each.cache.n_seen]
+        if (rest := len(some) % FEW) < WORTH:
+            some = some[: len(some) - rest]
+        found = dict[int, Tensor]()
+        if some:
+            rows = self._pass(some)
+            found = {each.number: row for each, row in zip(some, rows, strict=True)}
+            for each in some if not finite(rows) else ():
+                if not finite(found[each.number]):
+                    found[each.number], each.cache = each.text.alone()  # which says where they were lost
+        for each in self.running:
+            if each.number not in found:
+                found[each.number] = each.text.logits(each.cache)
+        return [found[each.number] for each in self.running]
 
     @torch.inference_mode()
     def _pass(self, some: Sequence[_Running]) -> Tensor:
-        """Scores after each of WORTH to FEW texts, [n, V]."""
-        while len(some) + len(self._spare) < FEW:
+        """Scores after each of n texts, [n, V]."""
+        while len(self._spare) < -len(some) % FEW:
             cache = Cache(self.checkpoint.config, 2, dtype=self.checkpoint.dtype)
             self.checkpoint.decoder.stream(torch.zeros(1, 1, dtype=torch.long), cache)
             self._spare.append(cache)
-        spare = self._spare[: FEW - len(some)]
+        spare = self._spare[: -len(some) % FEW]
         for cache in spare:
             cache.back_to(1)
         ids = [each.text.ids[-1] for each in some] + [0] * len(spare)

@@ -33,7 +33,7 @@ TENSORS = {
         "gptcli.strips",
         "gptcli.tour.guide",
     ),
-    *("gptcli.batch", "gptcli.certain", "gptcli.joining", "gptcli.rows", "gptcli.together"),
+    *("gptcli.batch", "gptcli.alike", "gptcli.certain", "gptcli.joining", "gptcli.rows", "gptcli.together"),
 }
 TERMINAL = {"rich", "typer"}
 
@@ -48,7 +48,7 @@ FLOORS = [
     ("quantize", "few"),
     ("checkpoint", "describe", "model_choice", "params", "budget", "speed"),
     ("lookup",),
-    ("generation", "batch", "joining", "together", "train", "saves", "score", "lora"),
+    ("generation", "batch", "alike", "joining", "together", "train", "saves", "score", "lora"),
     ("compare", "untrained", "attention", "divergence"),
     ("trace",),
     ("lens",),
