@@ -151,7 +151,8 @@ class FewTokens:
         rotary: of each group; seen: of each layer and group.
         """
         *weights, end = self._weights
-        groups = list(self.decoder.embed_tokens(torch.tensor([list(ids)]), position, wide=True).split(FEW, 1))
+        x = self.decoder.embed_tokens(torch.tensor([list(ids)]), position, wide=True)
+        groups = list(torch.split(x, FEW, 1))
         for name, given, keys in zip(self._names[kind], weights, seen, strict=True):
             code = self._loaded(name)
             groups = [
