@@ -1,7 +1,8 @@
 """python -m benchmarks batch MODEL: many texts at once, beside one at a time and beside transformers' batched generate.
 
-Greedy, end tokens ignored, prompts of one length, so that both do the same work; and a ragged workload, where
-texts end at different times: transformers computes each batch until its longest text has ended, ours fills the rows.
+Greedy, end tokens ignored, prompts of one length, so that both do the same work; the same drawn, each text with a seed
+of its own, as --num-samples does; and a ragged workload, where texts end at different times: transformers computes each
+batch until its longest text has ended, ours fills the rows.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from gptcli import look
 
 BATCHES = (1, 8, 32)
 N = 64  # tokens of each text
+DRAWN = {"temperature": 0.8, "top_k": 40, "top_p": 0.95}  # our defaults
 N_RAGGED = 96  # texts, of 4 to 128 tokens each
 PROMPT = "Once upon a time, there was a little robot"
 PEERS = ("gptcli", "transformers")
@@ -31,7 +33,7 @@ PEERS = ("gptcli", "transformers")
 def run(model: str, *, rounds: int, dtype: str) -> None:
     """Every peer waits in a process of its own and measures when it is its turn; medians."""
     folder = str(look(model).source.folder.resolve())
-    works = [*map(str, BATCHES), "ragged"]
+    works = [*map(str, BATCHES), "drawn", "ragged"]
     found = {peer: defaultdict[str, list[float]](list) for peer in PEERS if find_spec(peer)}
     processes = {peer: start(peer, folder, dtype) for peer in found}
     for i in track(range(rounds + 1), "rounds", console=Console(stderr=True), transient=True):
@@ -67,12 +69,12 @@ def table(found: dict[str, dict[str, list[float]]], works: list[str], rounds: in
     """Tokens per second of all texts together; in brackets how many times more than with one text."""
     result = Table(
         caption=f"tokens/s, medians of {rounds} interleaved rounds; in brackets times one text. {dtype}, greedy, {N} "
-        f"tokens; "
+        f"tokens; drawn: {max(BATCHES)} texts at temperature 0.8, top-k 40, top-p 0.95; "
         f"ragged: {N_RAGGED} texts of 4 to 128 tokens, at most {max(BATCHES)} at a time"
     )
     result.add_column("")
     for work in works:
-        result.add_column(work if work == "ragged" else f"batch {work}", justify="right")
+        result.add_column(f"batch {work}" if work.isdigit() else work, justify="right")
     medians = {peer: {w: statistics.median(figures[w]) for w in works} for peer, figures in found.items()}
     for peer, figures in medians.items():
         one = figures[works[0]]
@@ -83,19 +85,23 @@ def table(found: dict[str, dict[str, list[float]]], works: list[str], rounds: in
     return result
 
 
-def ragged_lengths() -> list[int]:
-    """How many tokens each text of the ragged workload gets."""
+def lengths_of(work: str) -> list[int]:
+    """How many tokens each text gets."""
     number = random.Random(0)
-    return [number.randint(4, 128) for _ in range(N_RAGGED)]
+    if work == "ragged":
+        return [number.randint(4, 128) for _ in range(N_RAGGED)]
+    return [N] * (max(BATCHES) if work == "drawn" else int(work))
 
 
 def gptcli(model: str, dtype: str, work: str) -> None:
     """One piece of work, timed from outside; the checkpoint stays loaded."""
     from gptcli import Request, Sampling, generate_batch
 
-    lengths = ragged_lengths() if work == "ragged" else [N] * int(work)
-    greedy = Sampling(temperature=0)
-    requests = [Request(prompt=PROMPT, sampling=greedy, max_tokens=n, ignore_eos=True) for n in lengths]
+    sampling = Sampling(**DRAWN) if work == "drawn" else Sampling(temperature=0)
+    requests = [
+        Request(prompt=PROMPT, sampling=sampling, max_tokens=n, seed=i, ignore_eos=True)
+        for i, n in enumerate(lengths_of(work))
+    ]
     for _ in generate_batch(_ours(model, dtype), requests, batch=max(BATCHES)):
         pass
 
@@ -103,13 +109,14 @@ def gptcli(model: str, dtype: str, work: str) -> None:
 def transformers(model: str, dtype: str, work: str) -> None:
     """The same; ragged texts in batches in the order they come, each batch as long as its longest text."""
     loaded, ids = _theirs(model, dtype)
-    lengths = ragged_lengths() if work == "ragged" else [N] * int(work)
+    lengths = lengths_of(work)
+    how = {"do_sample": True, **DRAWN} if work == "drawn" else {"do_sample": False}
     for i in range(0, len(lengths), max(BATCHES)):
         some = lengths[i : i + max(BATCHES)]
         given = ids.expand(len(some), -1)
         loaded.generate(
-            given, attention_mask=given.new_ones(given.shape), do_sample=False, max_new_tokens=max(some),
-            min_new_tokens=max(some), pad_token_id=0,
+            given, attention_mask=given.new_ones(given.shape), max_new_tokens=max(some), min_new_tokens=max(some),
+            pad_token_id=0, **how,
         )  # fmt: skip
 
 
@@ -143,7 +150,7 @@ def main() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         work = line.strip()
-        tokens = sum(ragged_lengths()) if work == "ragged" else N * int(work)
+        tokens = sum(lengths_of(work))
         began = time.perf_counter()
         WORK[peer](model, dtype, work)
         print(json.dumps(tokens / (time.perf_counter() - began)), flush=True)
