@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -59,6 +60,7 @@ def test_another_order_of_adding_is_noticed_in_half_precision(
     half: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert alike(half, 8)
+    monkeypatch.setattr(module, "_FOUND", WeakKeyDictionary())
     monkeypatch.setattr(linear, "in_half", lambda *given: False)  # one vector as torch multiplies it
     assert not alike(half, 8)
 
@@ -71,6 +73,7 @@ def test_another_attention_for_many_texts_is_noticed(half: Checkpoint, monkeypat
         order = torch.arange(k.shape[2]).flip(0) if len(q) > 1 else torch.arange(k.shape[2])
         return whole(q, k[:, :, order], v[:, :, order], scale, softcap)
 
+    monkeypatch.setattr(module, "_FOUND", WeakKeyDictionary())
     monkeypatch.setattr(module, "attend_one", other)
     assert not alike(half, 8)
 
@@ -83,6 +86,7 @@ def test_a_pass_that_gives_rows_other_numbers_is_noticed(half: Checkpoint, monke
         scores = readout(x)
         return scores if len(x) == 1 else scores + scores.abs().max() * 2**-7
 
+    monkeypatch.setattr(module, "_FOUND", WeakKeyDictionary())
     monkeypatch.setattr(half.decoder, "readout", other)
     assert not alike(half, 8)
 
