@@ -192,7 +192,9 @@ def attend_apart(
 
     runs: how many rows, keys. Neighbours with as many keys go together, unless PyTorch's own attention takes them.
     """
-    S, found, row = k.shape[2], list[Tensor](), 0
+    S, found, row, dtype = k.shape[2], list[Tensor](), 0, q.dtype
+    if dtype != torch.float64 and S <= PLAIN:
+        q, k, v = q.float(), k.float(), v.float()  # as `attend_one` does for each, here at once
     for n, seen in runs:
         seen = min(seen, S)
         step = n if seen <= PLAIN else 1
@@ -200,7 +202,7 @@ def attend_apart(
             rows = slice(i, i + step)
             found.append(attend(q[rows], k[rows, :, S - seen :], v[rows, :, S - seen :], None, scale, softcap))
         row += n
-    return torch.cat(found) if len(found) > 1 else found[0]
+    return (torch.cat(found) if len(found) > 1 else found[0]).to(dtype)
 
 
 def attend_written(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
