@@ -376,3 +376,17 @@ def test_for_a_text_s_pieces_a_tokenizer_is_enough(tiny_gpt2: Path, tmp_path: Pa
 def test_examples_refuse_a_learning_rate_without_learning(tiny_gpt2: Path) -> None:
     done = quick("examples", "hello the", "-m", tiny_gpt2, "--lr", "0.1")
     assert done.returncode == 2 and done.stdout == b"" and b"--learning-rate changes nothing there" in done.stderr
+
+
+@pytest.mark.parametrize(("command", "late"), [("generate", False), ("info", True)])
+def test_a_process_that_holds_torch_ends_at_once_and_all_it_said_is_there(
+    command: str, late: bool, tiny_gpt2: Path
+) -> None:
+    arguments = ["a", "-n", "3", "--seed", "1", "-m"] if command == "generate" else []
+    program = (
+        "import atexit, sys; atexit.register(print, 'late', file=sys.stderr); from gptcli.__main__ import main; "
+        f"sys.argv = {['gptcli', command, *arguments, str(tiny_gpt2)]!r}; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, env=environment())
+    assert done.returncode == 0 and done.stdout
+    assert (b"late" in done.stderr) == late
