@@ -16,8 +16,8 @@ from torch import Tensor
 
 from gptcli.cache import Cache
 from gptcli.checkpoint import Checkpoint
-from gptcli.linear import Linear, linear
-from gptcli.model import PLAIN, Decoder, attend_one
+from gptcli.linear import GROUP, Int4, Int8, Linear, linear
+from gptcli.model import PLAIN, Decoder, Head, attend_one
 from gptcli.rows import Rows
 
 SEEN = (1, 7, 16, 33, 100, 257, 640)  # keys that one token's attention is tried with, of up to FEW_TEXTS
@@ -35,8 +35,6 @@ def alike(checkpoint: Checkpoint, n_rows: int) -> bool:
     decoder = checkpoint.decoder
     if checkpoint.device.type != "cpu" or n_rows < 2 or checkpoint.one_token():
         return False
-    if any(buffer.dtype in (torch.int8, torch.uint8) for buffer in decoder.buffers()):
-        return False  # rounded to a few bits: those kernels are others for few rows
     known = _FOUND.setdefault(decoder, {})
     if (key := (checkpoint.dtype, n_rows)) not in known:
         known[key] = _tried(checkpoint, n_rows)
@@ -47,7 +45,8 @@ def _tried(checkpoint: Checkpoint, n_rows: int) -> bool:
     decoder, generator = checkpoint.decoder, torch.Generator().manual_seed(0)
     counts = sorted({1, 2, 3, n_rows // 2, n_rows - 1} - {0})
     return (
-        all(_product_alike(weight, decoder.head.large, n_rows, counts, generator) for weight in _matrices(decoder))
+        all(_product_alike(weight, decoder.large, n_rows, counts, generator) for weight in _matrices(decoder))
+        and all(_rounded_alike(module, n_rows, counts, generator) for module in _rounded(decoder))
         and all(_attention_alike(decoder, min(n_rows, FEW_TEXTS), seen, generator) for seen in SEEN)
         and _texts_alike(checkpoint)
     )
@@ -56,8 +55,23 @@ def _tried(checkpoint: Checkpoint, n_rows: int) -> bool:
 def _matrices(decoder: Decoder) -> list[Tensor]:
     """One of each shape that is multiplied."""
     found = [module.weight for module in decoder.modules() if isinstance(module, Linear)]
-    found.append(decoder.embed.weight if decoder.head.weight is None else decoder.head.weight)
+    if isinstance(decoder.head, Head):
+        found.append(decoder.embed.weight if decoder.head.weight is None else decoder.head.weight)
     return list({weight.shape: weight for weight in found}.values())
+
+
+def _rounded(decoder: Decoder) -> list[Int8 | Int4]:
+    """One of each shape that is rounded to a few bits."""
+    found = [module for module in decoder.modules() if isinstance(module, Int8 | Int4)]
+    return list({(type(module), module.weight.shape): module for module in found}.values())
+
+
+def _rounded_alike(module: Int8 | Int4, n: int, counts: list[int], generator: torch.Generator) -> bool:
+    """The same of a rounded matrix, as it is: its kernel takes one row after the other."""
+    width = module.weight.shape[1] if isinstance(module, Int8) else module.scale.shape[0] * GROUP
+    x = torch.randn(n, width, generator=generator)
+    every = module(x)
+    return all(torch.equal(module(x[:m]), every[:m]) for m in counts)
 
 
 def _product_alike(weight: Tensor, large: bool, n: int, counts: list[int], generator: torch.Generator) -> bool:

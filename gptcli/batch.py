@@ -74,7 +74,7 @@ def _engine(checkpoint: Checkpoint, n_rows: int, samplings: Sequence[Sampling]) 
     if alike(checkpoint, n_rows):
         return _Batch(checkpoint, n_rows, same=True)
     is_open = any(not sampling.greedy and not sampling.top_k for sampling in samplings)
-    if is_open and checkpoint.decoder.head.large:
+    if is_open and checkpoint.decoder.large:
         return None  # any of thousands of tokens may be next: too many doubts, and each costs a text computed anew
     return _Batch(checkpoint, n_rows) if is_exact else None
 

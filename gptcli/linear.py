@@ -18,6 +18,7 @@ HALF = (torch.bfloat16, torch.float16)
 GROUP = 32  # weights of a row that share a scale, in 4 bits
 LANES = 32  # numbers that torch's 8-bit kernel takes at a time: of a row of another length it reads past the end
 FEW = 8  # rows of the compiled pass of a few tokens; up to so many, a matrix is multiplied as it lies
+MANY = 32  # rows up to which torch's 8-bit kernel is called: each gets what it gets alone
 SMALL = 2**16  # numbers of a matrix, below which calling oneDNN costs more than it wins
 SWAPPED = 64  # rows up to which oneDNN is given the matrix first
 AT_ONCE = 2**20  # numbers of a matrix that are made float32 at a time for a product, 4 MiB
@@ -206,7 +207,7 @@ class Int8(nn.Module):
         rows = x.reshape(-1, x.shape[-1])
         if few_rows(x):
             y = rows_times(x, self.weight) * self.scale
-        elif len(rows) <= FEW and x.device.type == "cpu" and rows.shape[1] % LANES == 0:
+        elif len(rows) <= MANY and x.device.type == "cpu" and rows.shape[1] % LANES == 0:
             y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scale.bfloat16())
         elif slow(rows, len(rows)):
             y = in_float32(rows.float(), self.weight) * self.scale

@@ -336,9 +336,10 @@ class Decoder(nn.Module):
         self.final_norm = Norm(config, config.d_model) if config.final_norm else None
         self.embed_out = Linear(config.d_model, config.embed_width, bias=False) if config.d_embed else None
         self.head = Head(config)
+        self.large = config.n_params() >= LARGE
         for module in self.modules():
             if isinstance(module, Linear | Head):
-                module.large = config.n_params() >= LARGE
+                module.large = self.large
 
     def forward(self, ids: Tensor, cache: Cache | Rows | None = None, tape: Tape | None = None) -> Tensor:
         """Logits for every position, [B, T, V]. ids: [B, T], int64; with a cache they follow what it has seen."""

@@ -115,8 +115,19 @@ def test_a_large_model_in_float32_gives_every_text_what_it_gets_alone(
     assert_as_alone(checkpoint, ragged(24), batch=8, within=1e-6)
 
 
-def test_rounded_weights_are_never_alike(tiny_gpt2: Path) -> None:
-    assert not alike(load(str(tiny_gpt2), quantize="int8"), 8)
+@native
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_rounded_weights_give_every_text_what_it_gets_alone(bits: str, tiny_gpt2: Path) -> None:
+    checkpoint = load(str(tiny_gpt2), quantize=bits, dtype="bfloat16")
+    assert alike(checkpoint, 8)
+    assert_as_alone(checkpoint, ragged(24), batch=8, within=1e-5)
+
+
+def test_a_rounded_matrix_that_is_multiplied_otherwise_for_many_is_noticed(
+    tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "MANY", 4)
+    assert not alike(load(str(tiny_gpt2), quantize="int8", dtype="bfloat16"), 8)
 
 
 def test_a_text_longer_than_plain_products_reach_is_what_it_is_alone(
@@ -140,6 +151,6 @@ def test_a_large_model_that_may_say_anything_is_not_computed_with_doubts(
     checkpoint = load(str(tiny_gpt2))
     monkeypatch.setattr(batch, "alike", lambda *given: False)
     assert batch._engine(checkpoint, 8, SAMPLINGS) is not None
-    checkpoint.decoder.head.large = True
+    checkpoint.decoder.large = True
     assert batch._engine(checkpoint, 8, SAMPLINGS) is None
     assert batch._engine(checkpoint, 8, SAMPLINGS[:2]) is not None

@@ -290,12 +290,9 @@ def test_numbers_that_are_lost_are_an_error_as_they_are_alone(tmp_path: Path) ->
         together(model, [Request(prompt=[5, 6, 7], seed=i, max_tokens=20, ignore_eos=True) for i in range(3)])
 
 
-def test_rounded_texts_run_one_after_another_and_are_what_they_are_alone(tiny_gpt2: Path) -> None:
-    model = load(str(tiny_gpt2), quantize="int8")
-    requests = [Request(prompt="hello", max_tokens=6, seed=i, ignore_eos=True) for i in range(4)]
-    numbers = [number for number, _ in generate_batch(model, requests)]
-    assert numbers == sorted(numbers)
-    assert_as_alone(model, requests)
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_rounded_texts_are_what_they_are_alone_whatever_may_be_drawn(bits: str, tiny_gpt2: Path) -> None:
+    assert_as_alone(load(str(tiny_gpt2), quantize=bits), ragged(12), batch=5)
 
 
 def test_the_shipped_model_writes_32_samples_as_it_writes_each_alone() -> None:
