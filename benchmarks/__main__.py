@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("name", nargs="?", default="all", help=", ".join(("all", *NAMES)))
     parser.add_argument("model", nargs="?", help="a checkpoint folder, or for train a size")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each, interleaved")
-    parser.add_argument("--dtype", help="for scaling and batch: bfloat16 or float32")
+    parser.add_argument("--dtype", help="for scaling and batch: bfloat16 or float32; for batch int8 and int4 too")
     parser.add_argument("--text", help="for quality: what to score")
     arguments = parser.parse_args()
     if arguments.name not in ("all", *NAMES):

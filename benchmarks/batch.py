@@ -28,13 +28,18 @@ DRAWN = {"temperature": 0.8, "top_k": 40, "top_p": 0.95}  # our defaults
 N_RAGGED = 96  # texts, of 4 to 128 tokens each
 PROMPT = "Once upon a time, there was a little robot"
 PEERS = ("gptcli", "transformers")
+ROUNDED = ("int8", "int4")  # which transformers has not
 
 
 def run(model: str, *, rounds: int, dtype: str) -> None:
     """Every peer waits in a process of its own and measures when it is its turn; medians."""
     folder = str(look(model).source.folder.resolve())
     works = [*map(str, BATCHES), "drawn", "ragged"]
-    found = {peer: defaultdict[str, list[float]](list) for peer in PEERS if find_spec(peer)}
+    found = {
+        peer: defaultdict[str, list[float]](list)
+        for peer in PEERS
+        if find_spec(peer) and (peer == "gptcli" or dtype not in ROUNDED)
+    }
     processes = {peer: start(peer, folder, dtype) for peer in found}
     for i in track(range(rounds + 1), "rounds", console=Console(stderr=True), transient=True):
         for work in works:
@@ -127,7 +132,7 @@ def _ours(model: str, dtype: str):  # type: ignore[no-untyped-def]
     from gptcli import load
 
     if model not in _LOADED:
-        _LOADED[model] = load(model, dtype=dtype)
+        _LOADED[model] = load(model, quantize=dtype) if dtype in ROUNDED else load(model, dtype=dtype)
     return _LOADED[model]
 
 

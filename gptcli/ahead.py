@@ -33,10 +33,9 @@ class Ahead:
         self._place, self.nbytes = dict[tuple[Path, str], int](), 0
         files = defaultdict[Path, list[TensorInfo]](list)
         for info in tensors:
-            if (info.file, info.name) not in self._place:
-                self._place[info.file, info.name] = self.nbytes
-                self.nbytes += -(-info.nbytes // PAGE) * PAGE
-                files[info.file].append(info)
+            self._place[info.file, info.name] = self.nbytes
+            self.nbytes += pages(info.nbytes)
+            files[info.file].append(info)
         self._room = mmap.mmap(-1, max(self.nbytes, PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._failure: BadCheckpoint | None = None
         self._thread = Thread(target=self._read, args=(files,), daemon=True)
@@ -52,8 +51,7 @@ class Ahead:
     def drop(self, info: TensorInfo) -> None:
         """Nobody needs a tensor's bytes any more: the pages go back to the kernel."""
         if info.nbytes and hasattr(self._room, "madvise"):
-            length = -(-info.nbytes // PAGE) * PAGE
-            self._room.madvise(mmap.MADV_DONTNEED, self._place[info.file, info.name], length)
+            self._room.madvise(mmap.MADV_DONTNEED, self._place[info.file, info.name], pages(info.nbytes))
 
     def _view(self, info: TensorInfo) -> memoryview:
         start = self._place[info.file, info.name]
@@ -81,6 +79,11 @@ class Ahead:
                 fill(handle, [self._view(info) for info in wanted if info.nbytes], wanted[0].offset)
         finally:
             os.close(handle)
+
+
+def pages(n_bytes: int) -> int:
+    """Bytes of the pages that so many take."""
+    return -(-n_bytes // PAGE) * PAGE
 
 
 def fill(handle: int, views: list[memoryview], offset: int) -> None:

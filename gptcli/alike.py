@@ -1,28 +1,26 @@
 """Whether a text is computed among others as it is alone, to the last bit: then no choice of it can be doubtful.
 
 A product of matrices adds up each of its sums in one order, the same for two rows and for fifty; what is computed for
-each row by itself is the same anyhow; and attention is made of products (model.py). So it should be, and so it is with
+each row by itself is the same anyhow; and attention is made of products (attend.py). So it should be, and so it is with
 the libraries that torch calls on the processors it was tried on. But they promise nothing, so it is tried here, on
 this machine, with this model's own shapes, before any text depends on it.
 """
 
 from __future__ import annotations
 
-from weakref import WeakKeyDictionary
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptcli.attend import PLAIN, attend_plain
 from gptcli.cache import Cache
 from gptcli.checkpoint import Checkpoint
 from gptcli.linear import GROUP, Int4, Int8, Linear, linear
-from gptcli.model import PLAIN, Decoder, Head, attend_one
+from gptcli.model import Decoder, Head
 from gptcli.rows import Rows
 
 SEEN = (1, 7, 16, 33, 100, 257, 640)  # keys that one token's attention is tried with, of up to FEW_TEXTS
 FEW_TEXTS = 4
-_FOUND = WeakKeyDictionary[Decoder, dict[tuple[torch.dtype, int], bool]]()
 LENGTHS = (2, 2, 9)  # of texts that the whole decoder is tried with
 
 
@@ -30,15 +28,11 @@ LENGTHS = (2, 2, 9)  # of texts that the whole decoder is tried with
 def alike(checkpoint: Checkpoint, n_rows: int) -> bool:
     """Whether up to n_rows texts in one pass get the very numbers that `generate` gives each.
 
-    It takes up to a fifth of a second, so what was found of a decoder is kept with it.
+    It takes up to a third of a second, so what was found is kept with the checkpoint.
     """
-    decoder = checkpoint.decoder
     if checkpoint.device.type != "cpu" or n_rows < 2 or checkpoint.one_token():
         return False
-    known = _FOUND.setdefault(decoder, {})
-    if (key := (checkpoint.dtype, n_rows)) not in known:
-        known[key] = _tried(checkpoint, n_rows)
-    return known[key]
+    return checkpoint.once(f"alike {n_rows}", lambda: _tried(checkpoint, n_rows))
 
 
 def _tried(checkpoint: Checkpoint, n_rows: int) -> bool:
@@ -97,9 +91,9 @@ def _attention_alike(decoder: Decoder, n: int, seen: int, generator: torch.Gener
     shape = n, c.n_kv_head, seen + 3, c.d_head
     k, v = (torch.randn(shape, generator=generator)[:, :, 1:-2] for _ in range(2))  # as they lie between others
     q = torch.randn(n, c.n_kv_head, c.n_head // c.n_kv_head, c.d_head, generator=generator)
-    every = attend_one(q, k, v, 1.0, None)
+    every = attend_plain(q, k, v, 1.0, None)
     rows = [slice(i, i + 1) for i in (0, n - 1)]
-    alone = [attend_one(q[row].clone(), k[row].clone(), v[row].clone(), 1.0, None) for row in rows]
+    alone = [attend_plain(q[row].clone(), k[row].clone(), v[row].clone(), 1.0, None) for row in rows]
     return all(torch.equal(every[row], each) for row, each in zip(rows, alone, strict=True))
 
 

@@ -46,9 +46,10 @@ def generate_batch(
 
     Each text is, token for token, what `generate` makes of that request alone; logprob, p and margin may differ by
     rounding. Requests are read as rows become free, and consecutive ones with the same prompt have it computed once.
-    How, by what is there: with the compiled pass of a few tokens through that (together.py); else in one pass for all,
-    if that changes no number (alike.py), or if all weights are float32 (with fewer bits near-ties are everywhere); else
-    one after another. So runs, in any case, a text that outgrows its rotary frequencies.
+    How, by what is there: with the compiled pass of a few tokens through that (together.py), unless it is greedy and in
+    float32; else in one pass for all, if that changes no number (alike.py), or if all weights are float32 (with fewer
+    bits near-ties are everywhere); else one after another. So runs, in any case, a text that outgrows its rotary
+    frequencies.
 
     Raises UsageError, OutOfMemory, and GptcliError for logits that are not finite.
     """

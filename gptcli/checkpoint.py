@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,6 +37,7 @@ from gptcli.tokens import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+T = TypeVar("T")
 COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -79,6 +80,12 @@ class Checkpoint:
         """The same of a few tokens, which gives each the numbers that the pass of one gives it."""
         found: FewTokens | None = self._with_these_weights("few", find_few) if self.one_token() else None
         return found
+
+    def once(self, name: str, find: Callable[[], T]) -> T:
+        """What `find` finds of this checkpoint, which is asked for it only once."""
+        if name not in self._found:
+            self._found[name] = find()
+        return cast(T, self._found[name])
 
     def _with_these_weights(self, name: str, find: Callable[[Decoder], Any]) -> Any:
         """A compiled pass, looked for once, and again when the decoder has got other weights."""

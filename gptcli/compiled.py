@@ -32,7 +32,10 @@ from gptcli.linear import GROUP
 from gptcli.model import Decoder
 from gptcli.user_cache import in_use, is_ours, user_cache, written
 
-SOURCES = ("model.py", "linear.py", "rope.py", "cache.py", "compiled.py", "few.py", "config.py", "quantize.py")
+SOURCES = (
+    *("model.py", "attend.py", "linear.py", "rope.py", "cache.py", "compiled.py", "few.py", "config.py"),
+    "quantize.py",
+)
 FORMAT = 3
 T = TypeVar("T")
 CONSTANT = re.compile(r"constant\d+")

@@ -45,9 +45,8 @@ def linear(
         if rows == 1 and (half or (large and wants_onednn(x, weight))):
             twice = x.reshape(1, -1).expand(2, -1).contiguous()  # see alike.py
             return linear(twice, weight, bias)[:1].view(*x.shape[:-1], -1)
-        if half:  # as F.linear has it, but that takes another kernel for small ones
-            product: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
-            return product(x, weight, bias, "none", [], "")
+        if half:  # F.linear would take another kernel for small ones
+            return onednn(x, weight, bias)
         if slow(x, rows):
             return in_float32(x, weight, bias)
         if wants_onednn(x, weight):
@@ -88,10 +87,10 @@ def slow(x: Tensor, rows: int) -> bool:
 
 
 def in_half(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product is in half precision, by oneDNN."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu" or not x.numel():
+    """Whether a product is in half precision, and oneDNN's."""
+    if x.dtype not in HALF or x.dtype != weight.dtype or x.device.type != "cpu" or not x.numel():
         return False
-    return x.dtype == weight.dtype and x.dtype in HALF and torch._C._has_mkldnn and not emulated(x.dtype, "cpu")
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or emulated(x.dtype, "cpu"))
 
 
 @cache
@@ -118,14 +117,19 @@ def wants_onednn(x: Tensor, weight: Tensor) -> bool:
 
 def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b, by oneDNN's product. [R, K], [N, K] -> [R, N], of few rows not contiguous."""
-    product: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
     if len(x) > SWAPPED:
         # oneDNN keeps what it made for each number of rows, a megabyte or so: let there be four to each doubling
         step = 1 << (len(x).bit_length() - 3)
-        return product(F.pad(x, (0, 0, 0, -len(x) % step)), weight, bias, "none", [], "")[: len(x)]
+        return onednn(F.pad(x, (0, 0, 0, -len(x) % step)), weight, bias)[: len(x)]
     # the matrix stands where the vectors should: there it is read as it lies, and not put in another order first
-    y = product(weight, x, None, "none", [], "").T
+    y = onednn(weight, x, None).T
     return y if bias is None else y.add_(bias)
+
+
+def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b, as oneDNN has it."""
+    product: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
+    return product(x, weight, bias, "none", [], "")
 
 
 def in_float32(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ import zoo
 from test_batch import FAMILIES, SAMPLINGS, assert_as_alone, ragged, together
 from torch import Tensor
 
-from gptcli import Checkpoint, batch, linear, load, model
+from gptcli import Checkpoint, attend, batch, linear, load, model
 from gptcli import alike as module
 from gptcli.alike import alike
 from gptcli.cache import Cache
@@ -24,7 +23,7 @@ native = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def half(tiny_gpt2: Path) -> Checkpoint:
     return load(str(tiny_gpt2), dtype="bfloat16")
 
@@ -60,21 +59,20 @@ def test_another_order_of_adding_is_noticed_in_half_precision(
     half: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert alike(half, 8)
-    monkeypatch.setattr(module, "_FOUND", WeakKeyDictionary())
+    half._found.clear()  # it is asked once
     monkeypatch.setattr(linear, "in_half", lambda *given: False)  # one vector as torch multiplies it
     assert not alike(half, 8)
 
 
 @native
 def test_another_attention_for_many_texts_is_noticed(half: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = module.attend_one
+    whole = module.attend_plain
 
     def other(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> Tensor:
         order = torch.arange(k.shape[2]).flip(0) if len(q) > 1 else torch.arange(k.shape[2])
         return whole(q, k[:, :, order], v[:, :, order], scale, softcap)
 
-    monkeypatch.setattr(module, "_FOUND", WeakKeyDictionary())
-    monkeypatch.setattr(module, "attend_one", other)
+    monkeypatch.setattr(module, "attend_plain", other)
     assert not alike(half, 8)
 
 
@@ -86,7 +84,6 @@ def test_a_pass_that_gives_rows_other_numbers_is_noticed(half: Checkpoint, monke
         scores = readout(x)
         return scores if len(x) == 1 else scores + scores.abs().max() * 2**-7
 
-    monkeypatch.setattr(module, "_FOUND", WeakKeyDictionary())
     monkeypatch.setattr(half.decoder, "readout", other)
     assert not alike(half, 8)
 
@@ -133,7 +130,7 @@ def test_a_rounded_matrix_that_is_multiplied_otherwise_for_many_is_noticed(
 def test_a_text_longer_than_plain_products_reach_is_what_it_is_alone(
     monkeypatch: pytest.MonkeyPatch, half: Checkpoint
 ) -> None:
-    monkeypatch.setattr(model, "PLAIN", 6)
+    monkeypatch.setattr(attend, "PLAIN", 6)
     config, ids = half.config, [5, 6, 7, 8, 9, 10, 11, 12]
     with torch.inference_mode():
         rows, alone = Rows(config, 4, dtype=half.dtype, apart=True), list[Tensor]()

@@ -17,7 +17,7 @@ MODULES = {
 HEAVY = {"torch", "safetensors", "tokenizers", "numpy"}
 TENSORS = {
     *("gptcli.speed", "gptcli.untrained", "gptcli.compiled", "gptcli.few", "gptcli.linear"),
-    *("gptcli.lookup", "gptcli.quantize"),
+    *("gptcli.lookup", "gptcli.quantize", "gptcli.attend"),
     *("gptcli.cache", "gptcli.checkpoint", "gptcli.compare", "gptcli.data", "gptcli.generation", "gptcli.lora"),
     *("gptcli.model", "gptcli.optimizer", "gptcli.rope", "gptcli.sample", "gptcli.saves", "gptcli.score"),
     *("gptcli.train", "gptcli.attention", "gptcli.trace", "gptcli.lens", "gptcli.divergence", "gptcli.ledger"),
@@ -43,7 +43,7 @@ FLOORS = [
     ("records", "records_xray", "tables", "config", "sampling", "recipe", "presets"),
     ("config_json", "fixes", "folder", "settings", "text_stream", "places"),
     ("configs", "memory", "tokens", "cache", "rope", "rows", "sample", "certain", "linear"),
-    ("families", "model", "corpus", "pairs", "paper", "catalogue", "priming"),
+    ("families", "attend", "model", "corpus", "pairs", "paper", "catalogue", "priming"),
     ("layout", "ahead", "data", "optimizer", "compiled"),
     ("quantize", "few"),
     ("checkpoint", "describe", "model_choice", "params", "budget", "speed"),

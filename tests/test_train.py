@@ -14,7 +14,7 @@ import tiny
 import torch
 from zoo import ZOO, Kind, built
 
-from gptcli import Checkpoint, load, model
+from gptcli import Checkpoint, attend, load, model
 from gptcli.commands.fitting import between_updates
 from gptcli.config import Config, Layer, Rope
 from gptcli.data import IGNORED, Batch, Encoded, Pairs
@@ -155,7 +155,7 @@ def test_a_compiled_step_that_attends_in_blocks_learns_the_same(
     rope: Rope | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.compiler.reset()
-    monkeypatch.setattr(model, "BLOCK", 6)  # of 16 tokens: two blocks and a rest
+    monkeypatch.setattr(attend, "BLOCK", 6)  # of 16 tokens: two blocks and a rest
     config = dataclasses.replace(
         CONFIG, learned_positions=rope is None, layers=(Layer(rope=rope), Layer(rope=rope, window=4))
     )

@@ -19,11 +19,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from gptcli.attend import visible
 from gptcli.checkpoint import Checkpoint
 from gptcli.compare import difference
 from gptcli.folder import SHIPPED
 from gptcli.generation import generate, prepare
-from gptcli.model import visible
 from gptcli.params import Account, Subject, account
 from gptcli.recipe import scaled
 from gptcli.records import Step

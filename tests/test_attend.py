@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gptcli import model
-from gptcli.model import attend, attend_blocks, visible
+from gptcli import attend as module
+from gptcli.attend import attend, attend_blocks, visible
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
@@ -15,7 +15,7 @@ from gptcli.model import attend, attend_blocks, visible
 def test_blocks_of_queries_attend_as_all_at_once(
     T: int, window: int | None, softcap: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model, "BLOCK", 4)
+    monkeypatch.setattr(module, "BLOCK", 4)
     rng = torch.Generator().manual_seed(T)
     q, k, v = (torch.randn(2, heads, T, 8, generator=rng, requires_grad=True) for heads in (6, 3, 3))
     ways = (
