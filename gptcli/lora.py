@@ -6,6 +6,7 @@ family's own modules. So where a family fuses q, k and v into one matrix, they s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,17 @@ class Rank:
     @property
     def scale(self) -> float:
         return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
+
+
+def fingerprint(decoder: nn.Module) -> str:
+    """sha256 of all its numbers as they lie in memory, and of their names: what an adapter was trained beside."""
+    digest = hashlib.sha256()
+    for name, tensor in decoder.state_dict().items():
+        digest.update(name.encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        if flat.numel():
+            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    return digest.hexdigest()
 
 
 class LoraLinear(nn.Module):

@@ -455,6 +455,22 @@ def test_an_adapter_is_trained_resumed_run_and_merged(trained: Path, pairs: Path
         assert one["relative"] == pytest.approx(two["relative"], rel=1e-5)
 
 
+def test_an_adapter_goes_on_only_beside_the_weights_it_was_begun_on(trained: Path, pairs: Path, tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(trained, base)
+    done = quick("finetune", base, pairs, "--out", out, "--lora", "2", "--steps", "2")
+    assert done.returncode == 0, done.stderr.decode()
+    tensors = load_file(base / "model.safetensors")
+    name = next(iter(tensors))
+    tensors[name].view(-1)[0] += 0.5
+    save_file(tensors, base / "model.safetensors")
+    said = complaint(quick("finetune", "--resume", "--out", out, "--steps", "4"))
+    assert "not those that this adapter was begun on" in said
+    shutil.copyfile(trained / "model.safetensors", base / "model.safetensors")
+    done = quick("finetune", "--resume", "--out", out, "--steps", "4")
+    assert done.returncode == 0, done.stderr.decode()
+
+
 def test_a_text_can_be_tuned_on_too(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("asleep asleep asleep red red red " * 60)
     done = quick("finetune", trained, tmp_path / "text.txt", "--out", tmp_path / "m", "--steps", "30", "--lr", "3e-3")

@@ -25,7 +25,7 @@ from gptcli.commands.fitting import (
 )
 from gptcli.commands.given import refuse_given
 from gptcli.commands.tuning import LORA_RATE, RATE, Plan, able, batches, hold_pairs, load, prepared, resumed
-from gptcli.errors import UsageError
+from gptcli.errors import GptcliError, UsageError
 from gptcli.pairs import FIELDS
 from gptcli.render.output import say
 from gptcli.settings import settle
@@ -193,7 +193,7 @@ def _fields(text: str) -> tuple[str, str]:
 def _run(plan: Plan, out: Path, device: str, watch: Watch, loaded: Checkpoint | None = None) -> None:
     """Makes the steps that are left. loaded: the model, where a new run has it in memory."""
     from gptcli.checkpoint import save
-    from gptcli.lora import attach, restore, save_adapter
+    from gptcli.lora import attach, fingerprint, restore, save_adapter
 
     assert plan.recipe
     run, recipe = out / "run", plan.recipe
@@ -204,6 +204,11 @@ def _run(plan: Plan, out: Path, device: str, watch: Watch, loaded: Checkpoint | 
     checkpoint = loaded or load(saved, device, adapter=plan.lora is not None, hint=MORE_MEMORY)
     rank = plan.rank(checkpoint)
     if rank:
+        if loaded is None and plan.base is not None and plan.base != fingerprint(checkpoint.decoder):
+            raise GptcliError(
+                f"the weights in {plan.model} are not those that this adapter was begun on",
+                hint="bring those back, or start again in a new folder",
+            )
         attach(checkpoint, rank, seed=recipe.seed)
         if found:
             restore(checkpoint, rank, found.folder)

@@ -33,6 +33,7 @@ class Plan:
     lora: int | None = None
     alpha: float | None = None
     targets: tuple[str, ...] | None = None
+    base: str | None = None  # the fingerprint of the weights beside which an adapter is trained
     recipe: Recipe | None = None
 
     def rank(self, checkpoint: Checkpoint) -> Rank | None:
@@ -58,7 +59,7 @@ def hold_pairs(files: list[str], fields: tuple[str, str]) -> bool:
 def able(plan: Plan, device: str, n_ctx: int | None) -> tuple[Plan, Checkpoint]:
     """The plan with its model's place, and that model. Raises what can be refused before anything is written."""
     from gptcli.layout import look
-    from gptcli.lora import places
+    from gptcli.lora import fingerprint, places
 
     named = Path(plan.model)  # a file, of several that its folder may hold, or a folder by whatever name
     where = named if named.is_file() else look(plan.model).source.folder
@@ -67,6 +68,7 @@ def able(plan: Plan, device: str, n_ctx: int | None) -> tuple[Plan, Checkpoint]:
     checkpoint = load(plan.model, device, adapter=plan.lora is not None, hint=hint)
     if (rank := plan.rank(checkpoint)) is not None:
         places(checkpoint, rank.targets)  # raises for a name that does not exist
+        plan = dataclasses.replace(plan, base=fingerprint(checkpoint.decoder))
     refuse_context(n_ctx, checkpoint.config.n_ctx, plan.name)
     return plan, checkpoint
 
@@ -193,10 +195,10 @@ def resumed(out: Path, asked: Asked) -> Plan:
     try:
         if "model" not in values:
             raise UsageError(f"the run in {out} is one of gptcli train", hint=f"gptcli train --resume --out {out}")
-        known = {field.name: values[field.name] for field in dataclasses.fields(Plan)}
+        known = {field.name: values[field.name] for field in dataclasses.fields(Plan) if field.name != "base"}
         targets = known["targets"] and tuple(known["targets"])
         was = Recipe(**known["recipe"])
-        plan = Plan(**{**known, "recipe": was, "targets": targets})
+        plan = Plan(**{**known, "recipe": was, "targets": targets, "base": values.get("base")})
     except (TypeError, KeyError) as error:
         raise BadCheckpoint(f"{out / 'run' / 'recipe.json'} is not a recipe: {error}") from None
     return dataclasses.replace(plan, recipe=changed(was, asked, out))
