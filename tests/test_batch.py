@@ -415,6 +415,13 @@ def test_a_batch_of_requests_is_refused_as_one_of_them_would_be(model: Checkpoin
         together(model, [Request(prompt="on"), Request(prompt="hello " * 99)])
 
 
+def test_a_file_without_a_prompt_is_said_to_hold_none(tiny_gpt2: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("\n  \n")
+    done = quick("batch", tmp_path / "in.jsonl", "-m", tiny_gpt2)
+    assert done.returncode == 0 and not done.stdout and b"in.jsonl holds no prompt" in done.stderr
+    assert not quick("batch", tmp_path / "in.jsonl", "-m", tiny_gpt2, "-q").stderr
+
+
 def test_closed_standard_input_is_one_clear_line(tiny_gpt2: Path) -> None:
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" <&-', "sh", *PROGRAM, "batch", "-", "-m", tiny_gpt2],

@@ -79,6 +79,8 @@ def batch(
     if not values["quiet"]:
         for note in checkpoint.notes:
             say(f"gptcli: note: {note}")
+        if not wishes:
+            say(f"gptcli: note: {'standard input' if file == '-' else file} holds no prompt, so there is no answer")
     first_seed = secrets.randbits(32) if values["seed"] is None else values["seed"]
     requests = list(_requests(checkpoint, file, wishes, values | {"seed": first_seed}))
     interrupted = False
