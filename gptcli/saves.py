@@ -150,7 +150,7 @@ def alone(run: Path) -> Iterator[None]:
 def clear(run: Path) -> None:
     """Removes what a run that never began has left; not the lock, which is held."""
     for left in run.iterdir():
-        if left.is_dir():
+        if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left)
         elif left.name != LOCK:
             left.unlink()
@@ -159,14 +159,18 @@ def clear(run: Path) -> None:
 def drop_damaged(run: Path, found: Save) -> None:
     """Removes the saves that `newest` had to skip, which would count among the newest that are kept."""
     for folder in _finished(run / "steps"):
-        if folder.name > found.folder.name:
+        if _step(folder) > found.step:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _finished(steps: Path) -> list[Path]:
     """The saves that were renamed to their place, oldest first."""
     found = steps.iterdir() if steps.is_dir() else ()
-    return sorted(p for p in found if re.fullmatch(r"step-\d{7,}", p.name))
+    return sorted((p for p in found if re.fullmatch(r"step-\d{7,}", p.name)), key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def publish(save: Path, out: Path) -> None:

@@ -162,6 +162,14 @@ def test_a_file_system_without_locks_is_trained_on_all_the_same(
     assert len(asked) == 1 and newest(tmp_path / "run")
 
 
+def test_the_newest_is_the_one_with_the_most_steps_however_many_digits(tmp_path: Path) -> None:
+    for step in (9_999_998, 9_999_999, 10_000_000):
+        saved(tmp_path, step)
+    found = newest(tmp_path)
+    assert found is not None and found.step == 10_000_000
+    assert {p.name for p in (tmp_path / "steps").iterdir()} == {"step-9999999", "step-10000000"}
+
+
 def test_a_run_that_fell_back_keeps_its_two_newest_sound_saves(tmp_path: Path) -> None:
     for step in (100, 200):
         saved(tmp_path, step)

@@ -813,6 +813,27 @@ def test_a_run_that_cannot_begin_leaves_nothing(command: str, there: bool, tmp_p
     assert out.is_dir() == there and not (there and any(out.iterdir()))
 
 
+@pytest.mark.parametrize("command", ["train", "finetune"])
+@pytest.mark.parametrize("kind", ["folder", "link", "file"])
+def test_a_folder_that_happens_to_be_named_run_is_left_alone(
+    command: str, kind: str, tmp_path: Path, trained: Path, corpus: Path
+) -> None:
+    out, own = tmp_path / "project", tmp_path / "own"
+    for folder in (out, own):
+        folder.mkdir()
+    if kind == "folder":
+        own = out / "run"
+        own.mkdir()
+    elif kind == "link":
+        (out / "run").symlink_to(own)
+    else:
+        (out / "run").touch()
+    (own / "thesis.txt").write_text("years of work")
+    model = [trained] if command == "finetune" else []
+    said = complaint(quick(command, *model, corpus, "--out", out))
+    assert "exists already" in said and (own / "thesis.txt").read_text() == "years of work"
+
+
 def test_a_run_that_goes_on_counts_what_is_left(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
     begun = quick("train", corpus, "--out", out, *SMALL, "--steps", "6")

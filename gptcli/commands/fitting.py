@@ -215,11 +215,21 @@ def empty_out(out: Path | None, *, resumes: bool = True) -> Path:
         raise UsageError("--out DIR is missing", hint="the model is written there")
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file", hint="choose a new folder")
-    unbegun = out.is_dir() and {p.name for p in out.iterdir()} <= {"run"} and not (out / "run" / "recipe.json").exists()
-    if out.is_dir() and not unbegun:
+    if out.is_dir() and not _unbegun(out):
         more = ", or go on with what is there: --resume" if resumes else ""
         raise UsageError(f"{out} exists already", hint=f"choose a new folder{more}")
     return out
+
+
+def _unbegun(out: Path) -> bool:
+    """Whether a folder is empty, or holds what a run has left that never began: that has a lock, and is cleared."""
+    names, run = {p.name for p in out.iterdir()}, out / "run"
+    if names != {"run"} or run.is_symlink() or not run.is_dir():
+        return not names
+    from gptcli.saves import LOCK
+
+    left = {p.name for p in run.iterdir()}
+    return not left or (LOCK in left and "recipe.json" not in left)
 
 
 @contextmanager
