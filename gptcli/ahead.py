@@ -102,7 +102,8 @@ def fill(handle: int, views: list[memoryview], offset: int) -> None:
 def read_ahead(layout: Layout, *, device: str, dtype: str) -> Ahead | None:
     """Begins to read what `load_layout` will ask for; None where that would take more memory than it saves time.
 
-    So it is with weights that are made narrower as they come, on GPUs, and where memory is short.
+    So it is with weights that are made narrower as they come, for a GPU that was asked for, and where memory is short.
+    device "auto" may turn out to be a GPU, which only torch can tell: it is given the weights from where they lie.
     """
     stored, run = BITS[layout.dtype], {"float32": 32, "bfloat16": 16, "float16": 16}.get(dtype, BITS[layout.runs_as()])
     if device not in ("auto", "cpu") or stored > run or not hasattr(os, "preadv"):

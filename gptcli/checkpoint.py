@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections import defaultdict
@@ -151,7 +152,8 @@ def load_layout(
         ahead = read_ahead(layout, device=where.type, dtype=dtype)
     whole = layout.config.n_params() * kind.itemsize
     need = whole if quantize == "none" else rounded_size(layout.config, cast(Bits, quantize), kind)
-    check_fits(need - (ahead.nbytes if ahead else 0), where, what="the weights")
+    there = ahead.nbytes if ahead and where.type == "cpu" else 0  # what is read ahead lies in the machine's memory
+    check_fits(need - there, where, what="the weights")
     with ThreadPoolExecutor(1) as beside:  # a large vocabulary takes a third of the time that the weights do
         reading = beside.submit(Tokenizer.from_folder, layout.source.folder, n_vocab=layout.config.n_vocab)
         fill = partial(_fill, ahead=ahead) if quantize == "none" else partial(_rounded, bits=cast(Bits, quantize))
@@ -178,18 +180,18 @@ def load_layout(
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: the first of cuda, mps, cpu that is there. Raises UsageError for one that is not."""
+    """auto: the first of cuda, mps, cpu that is there. Raises UsageError for one that is not, or is no name."""
     if name == "auto":
         return torch.device(
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         )
+    if not re.fullmatch(r"(cpu|mps)(:0)?|cuda(:[0-9]+)?", name):
+        raise UsageError(f"device {name!r} is not known", hint="choose auto, cpu, cuda, cuda:N or mps")
     kind, _, index = name.partition(":")
     if kind == "cuda" and not (torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()):
         raise UsageError(f"device {name!r} is not available here", hint="use --device cpu")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UsageError("device 'mps' is not available here", hint="use --device cpu")
-    if kind not in ("cpu", "cuda", "mps"):
-        raise UsageError(f"device {name!r} is not known", hint="choose auto, cpu, cuda, cuda:N or mps")
     return torch.device(name)
 
 

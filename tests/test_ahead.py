@@ -12,10 +12,10 @@ from programs import complaint, gptcli
 from safetensors.torch import load_file
 from zoo import ZOO, Kind, built
 
-from gptcli import BadCheckpoint, load, look, memory
+from gptcli import BadCheckpoint, OutOfMemory, checkpoint, load, look, memory
 from gptcli import ahead as module
 from gptcli.ahead import Ahead, fill, read_ahead
-from gptcli.checkpoint import stored_parts
+from gptcli.checkpoint import load_layout, stored_parts
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "preadv"), reason="this system reads into one place at a time")
 
@@ -85,6 +85,24 @@ def test_nothing_is_read_ahead_where_it_would_take_more_memory(tmp_path: Path, m
     assert not read_ahead(layout, device="cuda", dtype="auto")
     monkeypatch.setattr(memory, "free_bytes", layout.config.n_params)
     assert not read_ahead(layout, device="cpu", dtype="float32")
+
+
+def test_a_gpu_is_asked_for_all_of_its_room_whatever_was_read_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = look(str(tiny.write_gpt2(tmp_path / "model")))
+    ahead = read_ahead(layout, device="auto", dtype="auto")
+    asked = list[int]()
+
+    def full(need: int, device: torch.device, *, what: str) -> None:
+        asked.append(need)
+        raise OutOfMemory(what)
+
+    monkeypatch.setattr(checkpoint, "pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(checkpoint, "check_fits", full)
+    with pytest.raises(OutOfMemory):
+        load_layout(layout, dtype="float32", ahead=ahead)
+    assert asked == [4 * layout.config.n_params()]
 
 
 def test_pages_of_what_was_converted_go_back(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_a_failed_save_leaves_nothing_behind(tiny_gpt2: Path, tmp_path: Path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "tpu", "cpux", "cuda:x"])
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", "cpux", "cuda:x", "cpu:x", "cuda:-1", "cuda:"])
 def test_a_device_that_is_not_there_is_a_usage_error(tiny_gpt2: Path, device: str) -> None:
     with pytest.raises(UsageError, match="device"):
         load(str(tiny_gpt2), device=device)

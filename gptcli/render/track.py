@@ -25,7 +25,8 @@ def draw(scan: Scan, position: int, *, colour: bool, light: bool = False) -> Ren
     name = fit(label(scan, scan.answers[position]), 10).strip()
     table = Columns(
         ("", "right"), ("wrote", "left"), ("|write|", "right"), ("cos", "right"), ("best guess after", "left"),
-        ("p", "right"), ("rank", "right"), (f"the way of {name}", "left"), ("p of it", "left"), spare=(3, 7, 2, 5, 8, 6),
+        ("p", "right"), ("rank", "right"), (f"the way of {name}", "left"), ("p of it", "left"),
+        spare=(3, 7, 2, 5, 8, 6),
     )  # fmt: skip
     bars, dot = theme.ink("label", colour=colour, light=light), theme.ink("answer", colour=colour, light=light)
 
