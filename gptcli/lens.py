@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from gptcli.errors import Unsupported
 from gptcli.linear import linear
 from gptcli.model import Decoder, Head
 from gptcli.trace import Trace
@@ -85,7 +86,15 @@ class _Slice(Head):
 
 
 def head_of(decoder: Decoder) -> Tensor:
-    """The matrix that makes scores, [V, width]: the embedding, where it serves for that too."""
+    """The matrix that makes scores, [V, width]: the embedding, where it serves for that too.
+
+    Raises Unsupported where it is rounded, and has its numbers in another form.
+    """
+    if not isinstance(decoder.head, Head):
+        raise Unsupported(
+            "the matrix that makes scores is rounded, and the x-ray reads it row by row",
+            hint="load the model whole, or make it so: gptcli.quantize.whole(checkpoint.decoder)",
+        )
     return decoder.embed.weight if decoder.head.weight is None else decoder.head.weight
 
 

@@ -208,8 +208,11 @@ def read_rank(folder: Path) -> Rank:
 def apply(checkpoint: Checkpoint, folder: Path) -> int:
     """Adds an adapter to the decoder's own weights, in float32 before they are rounded back. Returns its parameters.
 
-    Every tensor is used or named in an error. Raises NotFound, BadCheckpoint, Unsupported.
+    Every tensor is used or named in an error. Raises NotFound, BadCheckpoint, Unsupported; UsageError where the
+    decoder is rounded.
     """
+    if next(checkpoint.decoder.buffers(), None) is not None:
+        raise UsageError("an adapter is added to whole weights, and these are rounded", hint="load the model whole")
     rank, family = read_rank(folder), FAMILIES[checkpoint.family]
     found = _pairs(folder)
     here = places(checkpoint, targets_of(family))

@@ -16,6 +16,7 @@ from gptcli import Checkpoint, Config, Decoder, Layer, Unsupported, load
 from gptcli import divergence as d
 from gptcli.ledger import ledger
 from gptcli.lens import depth, disagreement, end_of, norms, read, scores
+from gptcli.quantize import whole
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -33,6 +34,19 @@ def test_the_lens_of_the_last_layer_is_the_logits(kind: Kind, ours: Checkpoint) 
 @pytest.mark.parametrize("kind", SUMS, ids=str)
 def test_the_ledger_adds_up(kind: Kind, ours: Checkpoint) -> None:
     check_ledger(ours.decoder)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox"])  # one head shares the embedding's numbers, one has its own
+def test_a_rounded_head_is_not_read_as_if_it_were_the_embedding(name: str, zoo_root: Path) -> None:
+    checkpoint = load(str(built(name, zoo_root)[0]), quantize="int8")
+    trace = traced(checkpoint.decoder)
+    with pytest.raises(Unsupported, match="rounded"):
+        read(checkpoint.decoder, trace.states)
+    with pytest.raises(Unsupported, match="rounded"):
+        ledger(trace, torch.zeros(len(IDS), dtype=torch.long))
+    whole(checkpoint.decoder)
+    x = checkpoint.decoder.stream(torch.tensor([IDS]))[0]
+    assert disagreement(checkpoint.decoder, traced(checkpoint.decoder).states[-1], x) == 0.0
 
 
 def test_a_model_whose_stream_is_no_sum_has_no_ledger_but_a_lens(zoo_root: Path) -> None:

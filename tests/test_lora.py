@@ -84,6 +84,15 @@ def test_we_run_peft_s_adapter_to_the_same_logits(kind: Kind, zoo_root: Path, tm
     assert distance(checkpoint.decoder(IDS), model(IDS, use_cache=False).logits) <= 1e-5
 
 
+def test_an_adapter_is_not_added_to_rounded_weights(zoo_root: Path, tmp_path: Path) -> None:
+    folder, _ = built("gpt2", zoo_root)
+    ours = load(str(folder))
+    attach(ours, rank(ours))
+    save_adapter(ours, rank(ours), tmp_path / "adapter")
+    with pytest.raises(UsageError, match="rounded"):
+        apply(load(str(folder), quantize="int8"), tmp_path / "adapter")
+
+
 @every_kind
 def test_training_goes_on_from_a_saved_adapter(kind: Kind, zoo_root: Path, tmp_path: Path) -> None:
     folder, _ = built(kind.name, zoo_root)
