@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -176,7 +178,24 @@ class Training:
         n = self._micro - len(ids)
         if self.recipe.compiled and self.recipe.ramp_tokens and n > 0:  # rows that count for nothing
             ids, labels = F.pad(ids, (0, 0, 0, n)), F.pad(labels, (0, 0, 0, n), value=IGNORED)
-        return self._fast(ids, labels)
+        with self._in_order():
+            return self._fast(ids, labels)
+
+    @contextmanager
+    def _in_order(self) -> Iterator[None]:
+        """What a compiled step adds up from several threads, the embedding's gradient, in one order every time."""
+        if not self.recipe.compiled or self.device.type != "cpu":
+            yield
+            return
+        memory: Any = torch.utils.deterministic
+        was = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+        torch.use_deterministic_algorithms(True)
+        memory.fill_uninitialized_memory = False  # all of it is written before it is read
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(was[0])
+            memory.fill_uninitialized_memory = was[1]
 
     def _gradients(self, batch: Batch, summed: Callable[[Tensor, Tensor], Tensor]) -> tuple[float, float]:
         """The mean loss of a batch and the norm of its gradient, which is left in the parameters, clipped."""
@@ -185,7 +204,8 @@ class Training:
         n, total = count(batch), 0.0
         for ids, labels in self._parts(batch):
             loss = summed(ids, labels)
-            torch.autograd.backward(loss / n)
+            with self._in_order():
+                torch.autograd.backward(loss / n)
             total += float(loss.detach())
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip))
         self._check(self.step + 1, "loss", total / n)

@@ -176,6 +176,33 @@ def test_a_compiled_step_that_attends_in_blocks_learns_the_same(
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_compiled_run_is_the_same_to_the_bit_however_its_threads_meet(precision: str) -> None:
+    """The gradient of the embedding is a sum of rows, and two threads add to the same ones."""
+    ids = torch.randint(5, (6, 16, 65), generator=torch.Generator().manual_seed(1))
+
+    class Crowded(Fixed):
+        def train(self, start: int, stop: int) -> Batch:
+            rows = ids[start // 16 % 6]
+            return Batch(ids=rows[:, :-1].contiguous(), labels=rows[:, 1:].contiguous())
+
+    config = dataclasses.replace(CONFIG, n_ctx=64, d_model=64, n_head=4, n_kv_head=4)
+    asked = dataclasses.replace(recipe(n_steps=6, batch=16, compiled=True, precision=precision), n_ctx=64)
+    found, threads = [], torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(3):
+            decoder = Decoder(config)
+            initialise(decoder, 0)
+            found.append([p.loss for p in Training(decoder, Crowded(), asked).run()])
+            found[-1] += [float(p.detach().double().sum()) for p in decoder.parameters()]
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 @pytest.mark.parametrize(
     ("batch", "n_ctx", "micro"), [(16, 300, 8), (16, 600, 4), (12, 512, 6), (6, 1024, 3), (16, 512, 8), (13, 512, 8)]
 )
