@@ -29,7 +29,10 @@ def program(name: str | None = None) -> typer.Typer:
     app = typer.Typer(
         help="Generate text with any GPT-type checkpoint, and see how.\n\n`gptcli TEXT` means `gptcli generate TEXT`.",
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={
+            "help_option_names": ["-h", "--help"],
+            "token_normalize_func": lambda name: ALIASES.get(name, name),  # asked about names, not about texts
+        },
     )
     app.callback()(_program)
     for command in (name,) if name in COMMANDS else (*COMMANDS, *HIDDEN):
@@ -72,14 +75,7 @@ def with_default(arguments: list[str]) -> list[str]:
         return ["generate"] if piped else ["--help"]
     if arguments[0] not in (*COMMANDS, *HIDDEN, *OF_THE_PROGRAM):
         arguments = ["generate", *arguments]
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    return [*map(_without_alias, arguments[:end]), *arguments[end:]]
-
-
-def _without_alias(word: str) -> str:
-    """--temp=1 -> --temperature=1: what other tools call an option is accepted, and not in the help."""
-    name, equals, value = word.partition("=")
-    return ALIASES.get(name, name) + equals + value
+    return arguments
 
 
 def misspelled(arguments: list[str]) -> str:

@@ -217,8 +217,11 @@ def test_what_other_tools_call_an_option_is_accepted(tiny_gpt2: Path) -> None:
     m = ("hello", "-m", tiny_gpt2, "-q", "-s", "1")
     theirs = quick(*m, "--temp=0.7", "--n-predict", "6", "--repeat-penalty", "1.2")
     assert theirs.stdout == quick(*m, "-t", "0.7", "-n", "6", "--repetition-penalty", "1.2").stdout != b""
-    done = quick("generate", "-m", tiny_gpt2, "-n", "1", "--json", "--", "--temp")
-    assert json.loads(done.stdout)["prompt"]["text"] == "--temp"
+    for prompt in (("-p", "--temp=1"), ("--prompt=--temp",), ("--", "--temp")):
+        done = quick("generate", "-m", tiny_gpt2, "-n", "1", "--json", "--stop", "--temp", *prompt)
+        answer = json.loads(done.stdout)
+        assert answer["prompt"]["text"] == prompt[-1].removeprefix("--prompt=")
+        assert "--temp" in answer["settings"]["stop"]
 
 
 def test_stats_go_to_standard_error(tiny_gpt2: Path) -> None:

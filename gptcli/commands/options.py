@@ -13,10 +13,10 @@ SAMPLING, TEXT, OUTPUT, MODEL = "Sampling", "Text in", "Output", "Model"
 
 # What other tools call the same: accepted, and left out of the help.
 ALIASES = {
-    "--temp": "--temperature",
-    "--max-new-tokens": "--max-tokens",
-    "--n-predict": "--max-tokens",
-    "--repeat-penalty": "--repetition-penalty",
+    "temp": "temperature",
+    "max-new-tokens": "max-tokens",
+    "n-predict": "max-tokens",
+    "repeat-penalty": "repetition-penalty",
 }
 
 Model = Annotated[
