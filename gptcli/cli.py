@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from gptcli.commands.options import ALIASES
 from gptcli.errors import GptcliError
-from gptcli.render.output import ClosedPipe, say, silence
+from gptcli.render.output import ClosedPipe, Output, say, silence
 from gptcli.render.safe import one_line
 
 COMMANDS = (  # each a function of its own name in gptcli.commands
@@ -24,9 +27,33 @@ ELSEWHERE = {"help": "--help", "models": "families", "list": "families", "chat":
 OF_THE_PROGRAM = ("--help", "-h", "--version", "--install-completion", "--show-completion")
 
 
+@contextmanager
+def _printed() -> Iterator[None]:
+    """Help, which typer writes. Raises GptcliError, as Output does, where standard output is closed or full."""
+    Output()
+    try:
+        yield
+    except OSError as error:
+        silence()
+        raise GptcliError(f"cannot write to standard output: {error.strerror}") from None
+
+
+class _Group(TyperGroup):
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        with _printed():
+            super().format_help(ctx, formatter)
+
+
+class _Command(TyperCommand):
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        with _printed():
+            super().format_help(ctx, formatter)
+
+
 def program(name: str | None = None) -> typer.Typer:
     """The whole program, or as much of it as one command needs: importing the others takes time that a person sees."""
     app = typer.Typer(
+        cls=_Group,
         help="Generate text with any GPT-type checkpoint, and see how.\n\n`gptcli TEXT` means `gptcli generate TEXT`.",
         pretty_exceptions_enable=False,
         context_settings={
@@ -39,7 +66,7 @@ def program(name: str | None = None) -> typer.Typer:
         function = HIDDEN.get(command, command)
         module = import_module(f"gptcli.commands.{function}")
         body = getattr(module, function)
-        app.command(command, help=_paragraphs(body.__doc__), hidden=command in HIDDEN)(body)
+        app.command(command, cls=_Command, help=_paragraphs(body.__doc__), hidden=command in HIDDEN)(body)
     return app
 
 
@@ -54,9 +81,9 @@ def _version(wanted: bool) -> None:
         from importlib.metadata import version as installed
 
         try:
-            typer.echo(f"gptcli {installed('gptcli')}")
+            Output().line(f"gptcli {installed('gptcli')}")
         except PackageNotFoundError:  # run from a checkout
-            typer.echo("gptcli, not installed")
+            Output().line("gptcli, not installed")
         raise typer.Exit
 
 

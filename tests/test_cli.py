@@ -133,7 +133,7 @@ def test_a_reader_that_leaves_ends_the_program_quietly_with_141(tiny_gpt2: Path)
     assert process.stderr.read() == b""
 
 
-@pytest.mark.parametrize("command", [["families"], ["generate", "--help"], ["info"]])
+@pytest.mark.parametrize("command", [["families"], ["--help"], ["generate", "--help"], ["--version"], ["info"]])
 def test_so_it_does_in_the_other_commands(tiny_gpt2: Path, command: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -145,8 +145,11 @@ def test_so_it_does_in_the_other_commands(tiny_gpt2: Path, command: list[str]) -
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize(
     "command",
-    [["hello", "-q", "-s", "1", "--ignore-eos"], ["info"], ["tokenize", "x"], ["families"], ["hello", "--json"]],
-)
+    [
+        ["hello", "-q", "-s", "1", "--ignore-eos"], ["info"], ["tokenize", "x"], ["families"], ["hello", "--json"],
+        ["--help"], ["generate", "--help"], ["--version"],
+    ],
+)  # fmt: skip
 def test_a_full_disk_is_one_line(tiny_gpt2: Path, command: list[str]) -> None:
     with open("/dev/full", "wb") as full:
         done = gptcli(*command, stdout=full, env={"GPTCLI_MODEL": str(tiny_gpt2)})
@@ -169,7 +172,9 @@ def test_closed_standard_input_is_no_prompt(tiny_gpt2: Path) -> None:
     assert done.returncode == 2 and "standard input is closed" in complaint(done)
 
 
-@pytest.mark.parametrize("command", ["hello", "info", "families", "tokenize x"])
+@pytest.mark.parametrize(
+    "command", ["hello", "info", "families", "tokenize x", "--help", "generate --help", "--version"]
+)
 def test_closed_standard_output_is_one_line(tiny_gpt2: Path, command: str) -> None:
     done = shell(f"gptcli {command} >&-", tiny_gpt2)
     assert done.returncode == 1 and "standard output is closed" in complaint(done)
