@@ -14,13 +14,13 @@ import shutil
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound, UsageError
-from gptcli.strict_json import read_object
+from gptcli.strict_json import os_errors, read_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Library
@@ -286,6 +286,16 @@ def write_tokens(
     return tokens
 
 
+def read_tokens(folder: Path) -> Tokens:
+    """What a run's tokens.json says. Raises NotFound, and BadCheckpoint that names what is not as we write it."""
+    values = read_object(folder / "tokens.json")
+    found = {(name, type(value).__name__) for name, value in values.items()}
+    wrong = sorted(name for name, _ in found ^ {(field.name, field.type) for field in fields(Tokens)})
+    if wrong:
+        raise BadCheckpoint(f"{folder / 'tokens.json'} is damaged: {wrong[0]!r}", hint="start again in a new folder")
+    return Tokens(**values)
+
+
 def _border(starts: Sequence[int], n: int, share: float) -> int:
     """Where the last `share` of n ids begins: at the nearest start of a document, unless that is far off.
 
@@ -337,8 +347,10 @@ def check_length(tokens: Tokens, n_ctx: int) -> None:
 
 
 def check_tokenizer(tokens: Tokens, tokenizer: Path) -> None:
-    """Raises BadCheckpoint if the tokenizer is not the one that the tokens were made with."""
-    if hashlib.sha256(tokenizer.read_bytes()).hexdigest() != tokens.tokenizer:
+    """Raises BadCheckpoint if the tokenizer is not the one that the tokens were made with, NotFound if it is gone."""
+    with os_errors(str(tokenizer)):
+        found = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
+    if found != tokens.tokenizer:
         raise BadCheckpoint(f"{tokenizer} is not the tokenizer that tokens.bin was made with", hint="start again")
 
 

@@ -13,7 +13,7 @@ import torch
 from test_tokens import byte_level, gemma_like, metaspace, sentencepiece
 from test_tokens import load as load_tokenizer
 
-from gptcli.corpus import Tokens, documents, find, read_tokenizer, write_tokens
+from gptcli.corpus import Tokens, documents, find, read_tokenizer, read_tokens, write_tokens
 from gptcli.data import IGNORED, Encoded, Pairs, Windows, encode_pairs, padded
 from gptcli.errors import BadCheckpoint, GptcliError, NotFound, UsageError
 from gptcli.pairs import Pair, are_pairs, read_pairs
@@ -85,6 +85,18 @@ def test_a_damaged_token_file_is_refused(tmp_path: Path) -> None:
         file.truncate(100)
     with pytest.raises(BadCheckpoint, match="damaged"):
         Windows(tmp_path, tokens, n_ctx=N_CTX, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"more": 1}, "more"), ({"n": "1000"}, "n"), ({"n_train": None}, "n_train"), ({"bytes_per_id": True}, "bytes")],
+)
+def test_of_a_damaged_tokens_json_the_key_is_named(tmp_path: Path, change: dict[str, object], named: str) -> None:
+    tokens, file = written(tmp_path), tmp_path / "tokens.json"
+    assert read_tokens(tmp_path) == tokens
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(BadCheckpoint, match=f"tokens.json is damaged: '{named}"):
+        read_tokens(tmp_path)
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------

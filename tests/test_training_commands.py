@@ -399,6 +399,18 @@ def test_a_changed_tokenizer_is_found_before_it_does_harm(corpus: Path, tmp_path
     assert done.returncode == 4 and b"is not the tokenizer that tokens.bin was made with" in done.stderr
 
 
+def test_what_is_gone_from_a_run_s_folder_is_said_in_one_line(
+    corpus: Path, trained: Path, pairs: Path, tmp_path: Path
+) -> None:
+    begun = {"train": [corpus, *SMALL], "finetune": [trained, pairs, "--no-compile"]}
+    for command, file in (("train", "tokenizer.json"), ("train", "tokens.json"), ("finetune", "train.jsonl")):
+        out = tmp_path / file
+        assert quick(command, *begun[command], "--out", out, "--steps", "1").returncode == 0
+        (out / "run" / file).unlink()
+        done = quick(command, "--resume", "--out", out, "--steps", "2")
+        assert done.returncode == 3 and file in complaint(done)
+
+
 def test_in_a_terminal_a_panel_shows_the_step_as_the_article_draws_it(corpus: Path, tmp_path: Path) -> None:
     seen, code = in_terminal("train", corpus, "--out", tmp_path / "m", *SMALL, "--steps", "40", size=(30, 100))
     text = seen.decode()

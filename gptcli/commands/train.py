@@ -257,12 +257,11 @@ def _config(run: Path) -> Any:
 
 def _run(out: Path, recipe: Recipe, device: str, watch: Watch) -> None:
     from gptcli.checkpoint import pick_device, save
-    from gptcli.corpus import Tokens, check_tokenizer
+    from gptcli.corpus import check_tokenizer, read_tokens
     from gptcli.data import Windows
-    from gptcli.saves import read_json
 
     run = out / "run"
-    tokens = Tokens(**read_json(run / "tokens.json"))
+    tokens = read_tokens(run)
     check_tokenizer(tokens, run / "tokenizer.json")
     left, found = begin(out, recipe, device, watch)
     if not left:

@@ -217,17 +217,17 @@ def load(name: str, device: str, *, adapter: bool, hint: str) -> Checkpoint:
 
 
 def batches(plan: Plan, run: Path, checkpoint: Checkpoint) -> Batches:
-    from gptcli.corpus import Tokens
+    from gptcli.corpus import read_tokens
     from gptcli.data import Pairs, Windows, encode_pairs
-    from gptcli.saves import read_json
+    from gptcli.strict_json import os_errors
 
     assert plan.recipe
     if not plan.pairs:
-        tokens = Tokens(**read_json(run / "tokens.json"))
-        return Windows(run, tokens, n_ctx=plan.recipe.n_ctx, seed=plan.recipe.seed)
+        return Windows(run, read_tokens(run), n_ctx=plan.recipe.n_ctx, seed=plan.recipe.seed)
     parts = []
     for name in ("train", "validation"):
         file = run / f"{name}.jsonl"
-        pairs = read_pairs([str(file)]) if file.stat().st_size else []
+        with os_errors(str(file)):
+            pairs = read_pairs([str(file)]) if file.stat().st_size else []
         parts.append(encode_pairs(pairs, checkpoint.tokenizer, end_id=_end(checkpoint), start_id=checkpoint.start_id))
     return Pairs(*parts, seed=plan.recipe.seed)
