@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 
+from gptcli.commands.fitting import Asked, changed
 from gptcli.errors import UsageError
 from gptcli.presets import SIZES
 from gptcli.recipe import Recipe, scaled
@@ -70,6 +73,16 @@ def test_steps_are_that_many_however_the_batch_grows(n_steps: int, growth: tuple
             growth=(r.ramp_from, r.ramp_tokens),
         )  # fmt: skip
         assert [longer.first(s) for s in range(n_steps)] == [r.first(s) for s in range(n_steps)]
+
+
+def test_of_a_run_that_goes_on_nothing_changes_but_what_is_asked_for() -> None:
+    """Another count of sequences at once moved the learning rate of a run whose batch grows."""
+    was, out = scaled(n_tokens=20_000_000, n_ctx=512, batch_tokens=65_536, learning_rate=1e-3), Path("out")
+    assert was.ramp_tokens
+    asked = Asked(micro_batch=4, learning_rate=2e-3, precision="bfloat16")
+    assert changed(was, asked, out) == dataclasses.replace(was, micro_batch=4, learning_rate=2e-3, precision="bfloat16")
+    assert changed(was, Asked(steps=was.n_steps, schedule="cosine"), out) == was
+    assert changed(was, Asked(steps=was.n_steps + 9), out).decay_tokens > was.decay_tokens
 
 
 def test_the_laptop_sizes_and_table_2_1_can_all_be_planned() -> None:

@@ -105,21 +105,22 @@ def changed(was: Recipe, asked: Asked, out: Path) -> Recipe:
 
     if asked.optimizer not in (None, was.optimizer):
         raise UsageError(f"the run in {out} uses {was.optimizer}; its state is of no use to {asked.optimizer}")
-    if asked == Asked():
-        return was
-    again = scaled(
-        n_tokens=asked.n_tokens(was.batch * was.n_ctx, was.n_ctx) or was.n_tokens(was.n_steps),
-        n_ctx=was.n_ctx,
-        batch_tokens=was.batch * was.n_ctx,
-        learning_rate=was.learning_rate if asked.learning_rate is None else asked.learning_rate,
-        schedule=asked.schedule or was.schedule,
-        optimizer=was.optimizer,
-        seed=was.seed,
-        growth=(was.ramp_from, was.ramp_tokens),  # or what was shown already would be shown again
-        n_steps=was.n_steps if asked.tokens is None and asked.steps is None else asked.steps,
-    )
+    again, n_steps = was, was.n_steps if asked.tokens is None and asked.steps is None else asked.steps
+    if (n_steps, asked.schedule or was.schedule) != (was.n_steps, was.schedule):
+        again = scaled(
+            n_tokens=asked.n_tokens(was.batch * was.n_ctx, was.n_ctx) or was.n_tokens(was.n_steps),
+            n_ctx=was.n_ctx,
+            batch_tokens=was.batch * was.n_ctx,
+            learning_rate=was.learning_rate,
+            schedule=asked.schedule or was.schedule,
+            optimizer=was.optimizer,
+            seed=was.seed,
+            growth=(was.ramp_from, was.ramp_tokens),  # or what was shown already would be shown again
+            n_steps=n_steps,
+        )
     return dataclasses.replace(
         again,
+        learning_rate=was.learning_rate if asked.learning_rate is None else asked.learning_rate,
         weight_decay=was.weight_decay,
         precision=asked.precision or was.precision,
         micro_batch=was.micro_batch if asked.micro_batch is None else asked.micro_batch,
