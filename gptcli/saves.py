@@ -189,6 +189,7 @@ def publish(save: Path, out: Path) -> None:
                 os.link(file, beside)
             except OSError:  # a file system without hard links
                 shutil.copyfile(file, beside)
+        flush(beside)
         beside.replace(out / file.name)
         beside.unlink(missing_ok=True)  # of two names of one file a rename leaves both
     flush(out)

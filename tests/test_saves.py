@@ -109,6 +109,17 @@ def test_the_published_model_is_whole_and_outlives_its_save(tmp_path: Path) -> N
     assert {p.name for p in out.iterdir()} == {"model.safetensors", "config.json", "run"}
 
 
+def test_a_published_file_is_on_the_disk_before_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut a name that was renamed too soon holds nothing."""
+    save, out, flushed = saved(tmp_path / "run", 1), tmp_path / "out", dict[str, set[str]]()
+    monkeypatch.setattr("gptcli.saves.flush", lambda path: flushed.update({path.name: {p.name for p in out.iterdir()}}))
+    publish(save, out)
+    for name in ("config.json", "model.safetensors"):
+        assert f".{name}.tmp" in flushed and name not in flushed[f".{name}.tmp"] and name in flushed["out"]
+
+
 def test_a_published_file_that_is_edited_leaves_the_save_as_it_was(tmp_path: Path) -> None:
     folder = saved(tmp_path / "run", 1)
     publish(folder, tmp_path)
