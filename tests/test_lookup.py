@@ -13,6 +13,7 @@ import pytest
 import torch
 import typer
 import zoo
+from programs import quick
 
 from gptcli import Checkpoint, Sampling, UsageError, generate, load, lookup, prepare, start
 from gptcli.cache import Cache
@@ -287,3 +288,14 @@ def test_the_command_has_it_and_refuses_it_beside_an_xray(tiny_gpt2: Path) -> No
     assert answer("--lookup").output == answer().output != ""
     refused = answer("--lookup", "--xray")
     assert isinstance(refused.exception, UsageError) and "--lookup" in str(refused.exception)
+
+
+@pytest.mark.parametrize("figures", [("--jsonl",), ("--json", "--logprobs", "0"), ("--color", "prob")])
+def test_lookup_is_said_to_do_nothing_only_where_texts_are_computed_together(
+    tiny_gpt2: Path, figures: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, plain = list[bool](), lookup.Lookup
+    monkeypatch.setattr("gptcli.generation.Lookup", lambda *a, **more: asked.append(True) or plain(*a, **more))
+    m = ("on on on on", "-m", tiny_gpt2, "-n", "4", "-s", "1", "--num-samples", "2", "--lookup")
+    assert b"--lookup is for one text" in quick(*m).stderr and not asked
+    assert b"--lookup" not in quick(*m, *figures).stderr and asked

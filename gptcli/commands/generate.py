@@ -131,6 +131,7 @@ def generate(
     from gptcli.linear import exact  # not before torch is needed
 
     loaded = time.perf_counter()
+    figures = as_jsonl or logprobs is not None or settings["color"].value == "prob"
     if not settings["quiet"].value:
         for note in checkpoint.notes:
             say(f"gptcli: note: {note}")
@@ -139,7 +140,7 @@ def generate(
                 "gptcli: note: --lookup does nothing here: without `gptcli optimize` it keeps a text exact in float32 "
                 "alone, without --quantize"
             )
-        elif lookup and early["num_samples"].value * max(1, len(cases)) > 1:
+        elif lookup and not figures and early["num_samples"].value * max(1, len(cases)) > 1:
             say("gptcli: note: --lookup is for one text, and does nothing for several at once")
         if text.endswith(" "):
             say("gptcli: note: the prompt ends with a space; most models write it together with the next word")
@@ -155,7 +156,7 @@ def generate(
         top=max(logprobs or 0, NEXT if xray else 0),
         wanted=wanted,
         xray=xray,
-        figures=as_jsonl or logprobs is not None or settings["color"].value == "prob",
+        figures=figures,
         lookup=lookup,
         bos=bos,
         times=Times(started=started, loaded=loaded),
