@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
 from typer.main import get_command
 
 import gptcli
@@ -26,6 +30,22 @@ def test_two_commands_do_all_the_set_up() -> None:
 
 def test_ci_runs_the_test_command_exactly_as_it_is_printed() -> None:
     assert COMMANDS[1] in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+@pytest.mark.parametrize("fails", ["python3", "pip", "pytest"])
+def test_ci_ends_where_a_part_of_the_test_command_fails(fails: str, tmp_path: Path) -> None:
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "said").touch()
+    shutil.copyfile(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
+    makes = 'mkdir -p .venv/bin && : > .venv/bin/activate && echo "$*" >> said'
+    for name in ("python3", "pip", "pytest", "ruff", "mypy"):
+        program = tmp_path / "bin" / name
+        program.write_text(f"#!/bin/sh\n{'exit 3' if name == fails else makes}\n")
+        program.chmod(0o755)
+    env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(["sh", str(tmp_path / ".ci" / "run")], env=env, capture_output=True, timeout=60)
+    assert done.returncode and "slow" not in (tmp_path / "said").read_text()
 
 
 def test_constraints_pin_everything_that_is_installed_by_name() -> None:
