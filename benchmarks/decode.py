@@ -92,7 +92,8 @@ def run(model: str, *, rounds: int) -> None:
     machine = measure()
     console.print(f"model: {layout.source.folder.resolve().name}, {layout.config.n_params():,} parameters")
     console.print(table(found, layout.config, machine, rounds))
-    console.print(beside_transformers(found), soft_wrap=True)
+    if said := beside_transformers(found):
+        console.print(said, soft_wrap=True)
     console.print(memory_table(found, layout.config))
 
 
@@ -198,9 +199,11 @@ def table(found: Found, config: Config, machine: Machine, rounds: int) -> Table:
 
 
 def beside_transformers(found: Found) -> str:
-    """Our decoding with each kind of weights against transformers' faster one."""
+    """Our decoding with each kind of weights against transformers' faster one; nothing where that is not installed."""
     speed = {peer: statistics.median(figures["decode"]) for peer, figures in found.items()}
-    fastest = max(value for peer, value in speed.items() if peer.name == "transformers")
+    fastest = max((value for peer, value in speed.items() if peer.name == "transformers"), default=None)
+    if fastest is None:
+        return ""
     ratios = (f"{kind} {speed[Peer(name='gptcli', kind=kind)] / fastest:.2f}x" for kind in BITS)
     return f"decode, gptcli beside the faster transformers: {', '.join(ratios)}"
 

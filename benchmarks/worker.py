@@ -97,14 +97,15 @@ PEERS = {"gptcli": gptcli, "transformers": transformers, "ctranslate2": ctransla
 
 
 def main() -> None:
+    from gptcli import look
+
     peer, kind, where, model = sys.argv[1:]
     ids, run = PEERS[peer](where, kind)
     run(ids, 1)
     print("first", flush=True)
     run(ids, 8)
     times = run(ids, N_DECODE)
-    n_ctx = json.loads((Path(model) / "config.json").read_text())["max_position_embeddings"]
-    long = [ids[1 + i % (len(ids) - 1)] for i in range(min(N_PREFILL, n_ctx - 1))]
+    long = [ids[1 + i % (len(ids) - 1)] for i in range(min(N_PREFILL, look(model).config.n_ctx - 1))]
     prefill = []
     for _ in range(3):
         began = time.perf_counter()

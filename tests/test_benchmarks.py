@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+import time
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import machine, start, xray
+from benchmarks import decode, machine, start, worker, xray
 
 SLOW_START = {
     start.IMPORT: ["-c", "import time; time.sleep(0.3)"],
@@ -109,3 +111,27 @@ def test_the_other_x_ray_is_named_by_its_version(tmp_path: Path, monkeypatch: py
 
 def test_the_grid_that_memory_is_measured_with_fits_the_model_s_context(tiny_gpt2: Path) -> None:
     assert "for a grid of 63 tokens" in xray.memory(str(tiny_gpt2))
+
+
+def test_a_model_s_context_is_known_however_its_family_spells_it(
+    tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lengths = list[int]()
+
+    def run(ids: list[int], n: int) -> list[float]:
+        lengths.append(len(ids))
+        return [time.perf_counter() for _ in range(n)]
+
+    monkeypatch.setitem(worker.PEERS, "gptcli", lambda model, kind: ([1, 2, 3], run))
+    monkeypatch.setattr(sys, "argv", ["worker", "gptcli", "float32", str(tiny_gpt2), str(tiny_gpt2)])
+    worker.main()
+    first, figures = capsys.readouterr().out.splitlines()
+    assert first == "first" and {"decode", "prefill", "memory"} == json.loads(figures).keys()
+    assert lengths == [3, 3, 3, 63, 63, 63]
+
+
+def test_without_transformers_nothing_is_set_beside_it() -> None:
+    ours = {peer: {"decode": [20.0]} for peer in decode.PEERS if peer.name == "gptcli"}
+    theirs = {decode.Peer(name="transformers", kind="float32"): {"decode": [10.0]}}
+    assert "float32 2.00x" in decode.beside_transformers(ours | theirs)
+    assert decode.beside_transformers(ours) == ""
