@@ -49,12 +49,18 @@ def test_files_have_ordinary_permissions(umask: int, mode: int, tmp_path: Path) 
 
 def test_a_link_that_somebody_laid_is_not_written_through(tmp_path: Path) -> None:
     """In a folder that others write to, the name of what is written first cannot be guessed."""
-    names = set[str]()
+    names, target = set[str](), tmp_path / "target"
+    target.write_text("somebody's")
     for _ in range(2):
+        for name in ("a.txt", "a.txt.tmp", ".a.txt.tmp", *names):
+            (tmp_path / name).unlink(missing_ok=True)
+            (tmp_path / name).symlink_to(target)
         with whole(tmp_path / "a.txt") as beside:
             names.add(beside.name)
             assert beside.stat().st_mode & 0o777 == 0o600
-    assert len(names) == 2
+            beside.write_text("ours")
+        assert (tmp_path / "a.txt").read_text() == "ours" and not (tmp_path / "a.txt").is_symlink()
+    assert len(names) == 2 and target.read_text() == "somebody's"
 
 
 def test_a_folder_that_cannot_be_flushed_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
