@@ -46,10 +46,10 @@ def generate_batch(
 
     Each text is, token for token, what `generate` makes of that request alone; logprob, p and margin may differ by
     rounding. Requests are read as rows become free, and consecutive ones with the same prompt have it computed once.
-    How, by what is there: with the compiled pass of a few tokens through that (together.py), unless it is greedy and in
-    float32; else in one pass for all, if that changes no number (alike.py), or if all weights are float32 (with fewer
-    bits near-ties are everywhere); else one after another. So runs, in any case, a text that outgrows its rotary
-    frequencies.
+    How, by what is there: with the compiled pass of a few tokens through that (together.py), unless they are more than
+    FEW, greedy and in float32; else in one pass for all, if that changes no number (alike.py), or if all weights are
+    float32 (with fewer bits near-ties are everywhere); else one after another. So runs, in any case, a text that
+    outgrows its rotary frequencies.
 
     Raises UsageError, OutOfMemory, and GptcliError for logits that are not finite.
     """
@@ -184,7 +184,7 @@ class _Batch:
         """The next token of each text, and the scores it was chosen from."""
         logits, draws = self._logits(), [text.draw() for text in self.texts]
         scale = logits.abs().amax(1)  # not a number where there is one in the row
-        exact = self._witnessed(logits)
+        witnessed = self._witnessed(logits)
         least = (HAIR if self.same else LEAST) * float(scale.nan_to_num(0, 0, 0).max())
         samplings = [text.request.sampling for text in self.texts]
         errors = [
@@ -194,9 +194,9 @@ class _Batch:
         found = list[tuple[int, Text, Tensor, Choice]]()
         choices = choices_of(self.texts, logits, draws, errors)
         for row, (number, text, choice) in enumerate(zip(self.numbers, self.texts, choices, strict=True)):
-            scores = exact.get(row, logits[row])
-            if row in exact or choice is None:
-                if row not in exact and not (self.same and scores.isfinite().all()):
+            scores = witnessed.get(row, logits[row])
+            if row in witnessed or choice is None:
+                if row not in witnessed and not (self.same and scores.isfinite().all()):
                     scores = self._alone(row, logits[row])
                 choice = text.choose(scores, draws[row])
             found.append((number, text, scores, choice))

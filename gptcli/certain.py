@@ -19,7 +19,7 @@ from gptcli.sample import Choice
 from gptcli.sampling import Sampling
 
 HEAD = 64  # tokens of a row that count as likely: these are looked at where no top-k says how many
-HAIR = 1e-11  # covers the rounding of the float64 sums themselves
+SLACK = 1e-11  # covers the rounding of the float64 sums themselves
 
 
 def plain(sampling: Sampling) -> bool:
@@ -132,7 +132,7 @@ def _drawn(
         total[open_rows] = rest.exp_().sum(1, keepdim=True)
     wide = torch.expm1(2 * error / temperature)
     share = sums / total
-    loose = share * (1 - share).clamp(min=0) * wide + HAIR
+    loose = share * (1 - share).clamp(min=0) * wide + SLACK
     n, most = values.shape[1], top_k.clamp(max=values.shape[1])
 
     def kept(by: Tensor | float, factor: Tensor | float) -> Tensor:
@@ -141,7 +141,7 @@ def _drawn(
         by_min = torch.where(min_p > 0, (weights * factor >= min_p).sum(1, keepdim=True), n)
         return torch.minimum(torch.minimum(by_p, by_min).double(), most)
 
-    factor = (1 + wide) * (1 + HAIR)
+    factor = (1 + wide) * (1 + SLACK)
     middle, fewest, highest = kept(0.0, 1.0), kept(loose, 1 / factor), kept(-loose, factor)
     cut = (top_p < 1) | (min_p > 0)
 
@@ -154,9 +154,9 @@ def _drawn(
     at = torch.minimum(at, middle.long() - 1).clamp(min=0)
     upper, weight = sums.gather(1, at), weights.gather(1, at)
     below, above = (upper - weight) / least, upper / largest
-    sure = (at == 0) | (below + below * (1 - below).clamp(min=0) * wide + HAIR < draw)
+    sure = (at == 0) | (below + below * (1 - below).clamp(min=0) * wide + SLACK < draw)
     last = (at + 1 >= highest) & (cut | (top_k <= n))
-    sure &= last | (above - above * (1 - above).clamp(min=0) * wide - HAIR > draw)
+    sure &= last | (above - above * (1 - above).clamp(min=0) * wide - SLACK > draw)
     sure &= seen & (at < fewest) & ((highest < n) | (most < n) | ~cut | (n == adjusted.shape[1]))
     n_kept = torch.where(cut, middle, torch.where(top_k.isfinite(), most, adjusted.shape[1]))
     return at[:, 0], (weight / whole)[:, 0], n_kept[:, 0].long(), sure[:, 0]

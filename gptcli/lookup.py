@@ -200,10 +200,10 @@ class Lookup:
 
     def again(self, ids: Sequence[int], logits: Tensor) -> Tensor:
         """The scores after the last of `ids` by plain passes alone. logits: what they were taken for."""
-        self.ahead, exact = [], self._redo(ids)
-        if spread(exact, logits) > bound(exact, self.cache.dtype):
+        self.ahead, scores = [], self._redo(ids)
+        if spread(scores, logits) > bound(scores, self.cache.dtype):
             self.ended = True
-        return exact
+        return scores
 
     def _redo(self, ids: Sequence[int]) -> Tensor:
         """Every token since the last plain pass once more, one at a time; the scores after the last."""
@@ -213,9 +213,9 @@ class Lookup:
             self.plain(ids[: self.n_start])
         self.n_repeated += len(ids) - self.n_plain
         for n in range(self.n_plain + 1, len(ids) + 1):
-            exact = self.plain(ids[:n])
+            scores = self.plain(ids[:n])
         self.n_plain, self.certain = len(ids), True
-        return exact
+        return scores
 
 
 def bound(logits: Tensor, dtype: torch.dtype) -> float:
