@@ -224,6 +224,21 @@ def test_what_other_tools_call_an_option_is_accepted(tiny_gpt2: Path) -> None:
         assert "--temp" in answer["settings"]["stop"]
 
 
+def test_verbose_says_what_each_setting_came_to_and_what_else_was_asked_for(tiny_gpt2: Path) -> None:
+    m = ("hello", "-m", tiny_gpt2, "-n", "1", "-v")
+    done = quick(*m, "--json", "--logit-bias", "5=1", "--lookup", "--no-bos")
+    said, seed = done.stderr.decode().splitlines(), json.loads(done.stdout)["settings"]["seed"]
+    for line in (
+        "device = auto: cpu (built-in)", "dtype = auto: float32 (built-in)", f"seed = none: {seed} (built-in)",
+        "temperature = 0.8 (built-in)", "max_tokens = 1 (flag)", "logit_bias = ['5=1'] (flag)",
+        "add_bos = False (flag)", "lookup = True (flag)",
+    ):  # fmt: skip
+        assert f"gptcli: {line}" in said
+    plain = quick(*m, "-s", "1", "--device", "cpu").stderr.decode()
+    assert "seed = 1 (flag)" in plain and "device = cpu (flag)" in plain
+    assert not any(name in plain for name in ("lookup", "logit_bias", "add_bos", "adapter", "patch", "mean"))
+
+
 def test_stats_go_to_standard_error(tiny_gpt2: Path) -> None:
     done = quick("generate", "hello", "-m", tiny_gpt2, "-n", "5", *GREEDY[:2], "--stats")
     for word in (b"loaded in", b"first token after", b"prompt 2 tokens", b"answer 5 tokens", b"peak memory"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import typer
@@ -21,7 +21,7 @@ from gptcli.commands.prompt import read_cases, read_prompt
 from gptcli.errors import GptcliError, UsageError
 from gptcli.render.output import Output, say
 from gptcli.sampling import Sampling
-from gptcli.settings import OPTIONS, settle
+from gptcli.settings import OPTIONS, Setting, settle
 
 if TYPE_CHECKING:
     from gptcli.checkpoint import Checkpoint
@@ -162,10 +162,9 @@ def generate(
         times=Times(started=started, loaded=loaded),
     )
     if verbose:
-        for name, setting in settings.items():
-            value = checkpoint.name if name == "model" else setting.value
-            shown = value if isinstance(value, str) else "none" if value in (None, ()) else f"{value!r}"
-            say(f"gptcli: {name} = {shown} ({setting.source})")
+        more = {"logit_bias": logit_bias, "add_bos": bos, "lookup": lookup or None, "adapter": adapter}
+        more |= {"revision": revision, "allow_config": allow_config, "ablate": ablate, "patch": patch}
+        _tell_settings(run, more | {"mean": mean or None})
     write = answers.as_json if as_json else answers.as_jsonl if as_jsonl else None
     runs = list(_runs(run, priming, cases))
     Together.of(runs)
@@ -186,6 +185,20 @@ def generate(
             if i:  # answers that were given can be had again
                 each.tell_seed()
             raise
+
+
+def _tell_settings(run: Run, more: Mapping[str, object]) -> None:
+    """Every setting in force, what it came to, and its source. more: what flags alone can say; None was not said."""
+    checkpoint = run.checkpoint
+    dtype = str(checkpoint.dtype).removeprefix("torch.")
+    became = {"device": str(checkpoint.device), "dtype": dtype, "seed": str(run.seed)}
+    flags = {name: Setting(value=value, source="flag") for name, value in more.items() if value not in (None, [])}
+    for name, setting in (run.settings | flags).items():
+        value = checkpoint.name if name == "model" else setting.value
+        shown = value if isinstance(value, str) else "none" if value in (None, ()) else f"{value!r}"
+        if became.get(name, shown) != shown:
+            shown += f": {became[name]}"
+        say(f"gptcli: {name} = {shown} ({setting.source})")
 
 
 def _runs(run: Run, priming: Priming | None, cases: list[str]) -> Iterable[Run]:
