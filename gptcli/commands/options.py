@@ -200,7 +200,8 @@ Logprobs = Annotated[
         "--logprobs",
         metavar="N",
         rich_help_panel=OUTPUT,
-        help="N best candidates of each token, in JSON; colours text.",
+        help="N best candidates of each token, in JSON, where p is after temperature and filters, and logprob the "
+        "model's own; colours text.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="One JSON object.")]
