@@ -247,14 +247,16 @@ Ablate = Annotated[
     typer.Option(
         "--ablate", metavar="PLACE", rich_help_panel=WHAT_IF, show_default=False,
         help="Switch off a head (L9H4), an MLP (L7.mlp), an attention (L7.attn) or a layer (L3). L9H4:7/2 only keeps "
-        "token 7 from attending to token 2; the other tokens share its weight, or with =0 do not. Repeatable.",
+        "token 7 from attending to token 2; the other tokens share its weight, or with =0 do not; -1 is the prompt's "
+        "last token. Repeatable.",
     ),
 ]  # fmt: skip
 Patch = Annotated[
     list[str] | None,
     typer.Option(
         "--patch", metavar="TEXT@PLACE:N", rich_help_panel=WHAT_IF, show_default=False,
-        help="At token N, put in what another prompt has there: 'The dog'@L5:-1. Repeatable.",
+        help="At token N, put in what another prompt has there: 'The dog'@L5:-1, the last token of each prompt. "
+        "Repeatable.",
     ),
 ]  # fmt: skip
 Mean = Annotated[

@@ -70,7 +70,8 @@ def xray(
             "--token",
             metavar="N",
             rich_help_panel=VIEW,
-            help="The track of token N; with other views, the token they are about.",
+            help="The track of token N; with other views, the token they are about. "
+            "-1 is the last of prompt and answer.",
         ),
     ] = None,
     grid: Annotated[bool, view("--grid", "The elevator: tokens across, layers up. The default.")] = False,
@@ -109,7 +110,10 @@ def xray(
     sampling: Annotated[bool, view("--sampling", "How the token was drawn: temperature, filters, number.")] = False,
     sub: Annotated[bool, view("--sub", "Rows between attention and MLP too.")] = False,
     at: Annotated[
-        int | None, typer.Option("--at", metavar="N", rich_help_panel=VIEW, help="Show the columns around this token.")
+        int | None,
+        typer.Option(
+            "--at", metavar="N", rich_help_panel=VIEW, help="Show the columns around this token; -1 is the last."
+        ),
     ] = None,
     every: Annotated[
         int | None,
