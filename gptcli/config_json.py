@@ -156,7 +156,8 @@ class Reader:
         """Refuses any value but one."""
         value = self.get(key)
         if value is not None and value != expected:
-            raise Unsupported(f"{self.where}: '{key}' is {str(value)[:40]!r}: {why}")
+            name = next((name for name in (key, *ALIASES.get(key, ())) if self._values.get(name) is not None), key)
+            raise Unsupported(f"{self.where}: '{name}' is {str(value)[:40]!r}: {why}")
 
     def _default(self, key: str, default: Any) -> Any:
         if default is _REQUIRED:
@@ -197,10 +198,11 @@ class Reader:
             return [None] * n_layer
         return [window if slide else None for slide in slides]
 
-    def rope(self, d_head: int, *, share: float = 1.0, theta: float = 10000.0, kind: str | None = None) -> Rope:
+    def rope(self, d_head: int, *, share: float | None = None, theta: float = 10000.0, kind: str | None = None) -> Rope:
         """Rotary positions in the old spelling (rope_theta, rope_scaling) or the new one (rope_parameters).
 
-        `share` and `theta` are the family's defaults; `kind` chooses among parameters nested by layer type.
+        `share` and `theta` are the family's defaults; `kind` chooses among parameters nested by layer type. share: None
+        for a family that turns whole heads and does not look at partial_rotary_factor, so that it may only say 1.
         """
         new, old = self.get("rope_parameters"), self.get("rope_scaling")
         values = old or new or {}
@@ -214,11 +216,18 @@ class Reader:
         return _rope(
             Reader(values, where, allow=self._allow),
             d_head,
-            share=self.number("partial_rotary_factor", share),
+            share=self.share(share),
             theta=self.number("rope_theta", theta),
             n_ctx=self.integer("max_position_embeddings"),
             trained=self.integer("original_max_position_embeddings", None),
         )
+
+    def share(self, default: float | None) -> float | None:
+        """How much of a head is turned; None, and nothing else said, for a family that turns whole heads."""
+        if default is not None:
+            return float(self.number("partial_rotary_factor", default))
+        self.only("partial_rotary_factor", 1, "this family turns whole heads")
+        return None
 
     def finish(self) -> None:
         """Refuses the first key that nobody understood and that may change what the model computes."""
@@ -231,15 +240,20 @@ class Reader:
             )
 
 
-def _rope(c: Reader, d_head: int, *, share: float, theta: float, n_ctx: int, trained: int | None) -> Rope:
+def rotary_dim(where: str, d_head: int, dim: int) -> int:
+    """How many dimensions of a head are turned. Raises BadCheckpoint for a number that is not even, or too large."""
+    if dim % 2 or not 0 < dim <= d_head:
+        raise BadCheckpoint(f"{where}: {dim} of a head of {d_head} is not an even number of rotary dimensions")
+    return dim
+
+
+def _rope(c: Reader, d_head: int, *, share: float | None, theta: float, n_ctx: int, trained: int | None) -> Rope:
     name, named = c.get("rope_type"), c.get("type")
     kind = name or named or "default"
-    theta, share = c.number("rope_theta", theta), c.number("partial_rotary_factor", share)
+    theta, share = c.number("rope_theta", theta), c.share(share)
     inner = c.integer("original_max_position_embeddings", n_ctx)
     trained = trained or inner
-    dim = int(d_head * share)
-    if dim % 2 or not 0 < dim <= d_head:
-        raise BadCheckpoint(f"{c.where}: {share:g} of a head of {d_head} is not an even number of rotary dimensions")
+    dim = rotary_dim(c.where, d_head, d_head if share is None else int(d_head * share))
     gain, more = 1.0, {}
     if kind in ("linear", "dynamic", "llama3", "yarn"):
         more["factor"] = factor = c.number("factor")

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from gptcli.config import NORMS, Config, Layer, Rope
-from gptcli.config_json import Reader
+from gptcli.config_json import Reader, rotary_dim
 from gptcli.errors import BadCheckpoint
 
 ALL_BIASES: dict[str, Any] = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
@@ -87,7 +87,7 @@ def gpt_neox(c: Reader) -> Config:
 def gptj(c: Reader) -> Config:
     sizes = _sizes(c, wider=4)
     c.only("scale_attn_weights", True, "this family always divides scores by sqrt(d)")
-    rope = c.rope(sizes["d_head"], share=c.integer("rotary_dim", 64) / sizes["d_head"])
+    rope = Rope(theta=10000.0, dim=rotary_dim(c.where, sizes["d_head"], c.integer("rotary_dim", 64)))
     layers = [Layer(rope=rope, scale=sizes["d_head"] ** -0.5)] * c.n_layer()
     traits: dict[str, Any] = {"norms": ("attn_norm",), "parallel": True, "head_bias": True}
     return _gpt(c, sizes, layers, act=c.act("gelu_new", GPT_ACT), **traits)
@@ -96,6 +96,7 @@ def gptj(c: Reader) -> Config:
 def opt(c: Reader) -> Config:
     sizes = _sizes(c)
     c.only("learned_embeddings", True, "this family's positions are learned")  # Galactica's files say so
+    c.only("norm_eps", 1e-5, "this family's is 1e-5")
     before, bias = c.flag("do_layer_norm_before", True), c.flag("enable_bias", True)
     affine = c.flag("layer_norm_elementwise_affine", True)
     d_embed = c.integer("word_embed_proj_dim", sizes["d_model"])
@@ -121,7 +122,7 @@ def _llama(
     *,
     kv: int | None = None,
     d_head: int | None = None,
-    share: float = 1.0,
+    share: float | None = None,
     theta: float = 10000.0,
     eps: float = 1e-6,
     act: str | None = None,
@@ -205,6 +206,7 @@ def granite(c: Reader) -> Config:
 
 
 def olmo(c: Reader) -> Config:
+    c.only("norm_eps", 1e-5, "this family's is 1e-5")
     return _llama(c, eps=1e-5, norm="layer", norm_weight=False, clip_qkv=c.number("clip_qkv", None))
 
 
@@ -247,7 +249,7 @@ def phi3(c: Reader) -> Config:
     c.assume("original_max_position_embeddings", 4096)
     for key in ("full_attn_mod", "interpolate_factor"):  # in Phi-4-mini's files
         c.only(key, 1, "only 1, which changes nothing, is understood")
-    return _llama(c, eps=1e-5, windows=[c.integer("sliding_window", None)] * c.n_layer())
+    return _llama(c, share=1.0, eps=1e-5, windows=[c.integer("sliding_window", None)] * c.n_layer())
 
 
 def starcoder2(c: Reader) -> Config:
@@ -302,6 +304,7 @@ def gemma3(c: Reader) -> Config:
     scale = c.number("query_pre_attn_scalar", 256.0) ** -0.5
     layers = [Layer(rope=near if window else far, window=window, scale=scale) for window in windows]
     c.ignore("hidden_act")
+    c.only("attn_logit_softcapping", None, "this family's scores have no cap")
     return _gated(
         c,
         sizes,
@@ -309,7 +312,6 @@ def gemma3(c: Reader) -> Config:
         eps=1e-6,
         norms=NORMS,
         qk_norm="head",
-        attn_softcap=c.number("attn_logit_softcapping", None),
         final_softcap=c.number("final_logit_softcapping", None),
         **_gemma_traits(c) | {"act": c.act("gelu_pytorch_tanh", "hidden_activation")},
     )

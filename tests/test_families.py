@@ -13,6 +13,7 @@ from zoo import N_CTX, ZOO, Kind, built, their_logits
 
 from gptcli import FAMILIES, Checkpoint, Sampling, generate, load, look, save
 from gptcli.cache import Cache
+from gptcli.errors import BadCheckpoint, Unsupported
 from gptcli.families import REFUSED
 from gptcli.layout import read_config
 
@@ -191,6 +192,45 @@ def test_what_published_files_say_besides_counts_as_in_the_reference(
     with torch.inference_mode():
         logits = load(str(folder)).decoder(torch.tensor([IDS]))[0]
         assert distance(logits, theirs(torch.tensor([IDS])).logits[0]) <= 1e-5
+
+
+WILD: list[dict[str, Any]] = [  # what one family obeys another may not know
+    {"partial_rotary_factor": 0.5}, {"rotary_pct": 0.5}, {"rotary_dim": 8},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    {"rope_theta": 777.0}, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    {"attn_logit_softcapping": 5.0}, {"clip_qkv": 0.1}, {"sliding_window": 8}, {"window_size": 4},
+    {"rms_norm_eps": 0.5}, {"layer_norm_eps": 0.5}, {"layer_norm_epsilon": 0.5}, {"norm_epsilon": 0.5},
+    {"attention_multiplier": 0.3}, {"query_pre_attn_scalar": 10}, {"scale_attn_weights": False},
+    {"use_parallel_residual": False}, {"hidden_act": "relu"}, {"activation_function": "relu"},
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [family for family in FAMILIES if any(kind.family == family for kind in ZOO)])
+def test_a_key_is_obeyed_as_the_reference_obeys_it_or_refused(family: str, zoo_root: Path, tmp_path: Path) -> None:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoModelForCausalLM
+
+    first = next(kind for kind in ZOO if kind.family == family)
+    folder = shutil.copytree(built(first.name, zoo_root)[0], tmp_path / "model")
+    values, ids, obeyed = json.loads((folder / "config.json").read_text()), torch.tensor([IDS]), 0
+    for wild in WILD:
+        config = values | wild
+        if wild.keys() & {"rope_theta", "rope_scaling"}:  # the older spelling, and no other beside it
+            config.pop("rope_parameters", None)
+        (folder / "config.json").write_text(json.dumps(config))
+        try:
+            ours = load(str(folder)).decoder
+        except (BadCheckpoint, Unsupported):
+            continue
+        try:
+            theirs = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+        except StrictDataclassError:  # Phi-3's newest class knows no other stretching than its own
+            continue
+        with torch.inference_mode():
+            assert distance(ours(ids)[0], theirs(ids).logits[0]) <= 2e-5, wild
+        obeyed += 1
+    assert obeyed  # some of these every family knows, or is indifferent to
 
 
 def test_refused_families_are_none_of_the_supported() -> None:

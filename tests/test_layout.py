@@ -137,7 +137,7 @@ def test_a_key_can_be_allowed_by_name(tmp_path: Path) -> None:
         ({"type": ["linear"], "factor": 2.0}, "is not supported"),
         ({"type": "linear", "factor": 1e308}, "contexts that no tensor holds"),
         ({"type": "yarn", "factor": 2.0, "rope_theta": 1.0}, "yarn needs a base above 1"),
-        ({"type": "dynamic", "factor": 2.0, "partial_rotary_factor": 0.25}, "more than 2 rotary dimensions"),
+        ({"type": "dynamic", "factor": 2.0, "partial_rotary_factor": 0.25}, "turns whole heads"),
         (
             {
                 "type": "longrope",
@@ -155,6 +155,16 @@ def test_rotary_scaling_that_is_not_understood_is_refused(tmp_path: Path, scalin
     folder = tiny.write_gpt2(tmp_path / "model")
     (folder / "config.json").write_text(json.dumps({**values, "rope_scaling": scaling}))
     with pytest.raises(BadCheckpoint, match=says):
+        look(str(folder))
+
+
+def test_dynamic_scaling_of_two_dimensions_is_refused(tmp_path: Path) -> None:
+    values = {"model_type": "phi3", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "intermediate_size": 64, "vocab_size": 267, "max_position_embeddings": 64,
+              "rope_scaling": {"type": "dynamic", "factor": 2.0, "partial_rotary_factor": 0.25}}  # fmt: skip
+    folder = tiny.write_gpt2(tmp_path / "model")
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(BadCheckpoint, match="more than 2 rotary dimensions"):
         look(str(folder))
 
 
