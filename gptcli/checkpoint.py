@@ -219,13 +219,15 @@ def _fill(
 def _rounded(layout: Layout, device: torch.device, dtype: torch.dtype, bits: Bits) -> Decoder:
     """The same with rounded matrices; found in the user's cache, or rounded now and kept there."""
     check_kernel(bits, device)
+    if device.type != "cpu":
+        return _fill(layout, device, dtype, bits)
     file = kept(layout, dtype, bits)
     with torch.device("meta"):
         decoder = Decoder(layout.config)
-    if device.type == "cpu" and restore(decoder, file, dtype):
+    if restore(decoder, file, dtype):
         return decoder.eval()
     decoder = _fill(layout, device, dtype, bits)
-    if device.type == "cpu":
+    if kept(layout, dtype, bits) == file:  # the weights are still those that were looked at
         keep(decoder, file)
     return decoder
 

@@ -4,8 +4,8 @@ What is rounded are the matrices of the layers and the scores' own, which one to
 of which it reads a row, stays as it is. int4 keeps the scores, and what its kernel has no form for, in 8 bits.
 
 A rounded checkpoint is kept in the user's cache, because rounding takes longer than loading: as safetensors, by a key
-that changes with the files of weights. The key is made of their place, size and times and not of their contents, which
-would all have to be read at each start. What is kept can be deleted at any time.
+made of the weights' contents, so that copies share it and nothing that changed is taken for what it was. What is kept
+can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from gptcli.config import Config
 from gptcli.errors import UsageError
 from gptcli.linear import GROUP, Int4, Int8, Linear
 from gptcli.model import Decoder, Head
-from gptcli.user_cache import in_use, is_ours, user_cache, written
+from gptcli.user_cache import digest_of, in_use, is_ours, user_cache, written
 
 if TYPE_CHECKING:
     from gptcli.layout import Layout
 
 Bits = Literal["int8", "int4"]
 KINDS: tuple[Bits, ...] = ("int8", "int4")
-FORMAT = "3"  # of the kept files
+FORMAT = "4"  # of the kept files
 SOURCES = ("linear.py", "quantize.py", "fixes.py", "families.py", "layout.py", "checkpoint.py")  # what decides on them
 
 
@@ -114,7 +114,7 @@ def whole(decoder: Decoder) -> None:
 
 
 def kept(layout: Layout, dtype: torch.dtype, bits: Bits) -> Path:
-    """Where the rounded checkpoint of these files is kept, by their place, size and times; it need not exist."""
+    """Where the rounded checkpoint of these files is kept, by their contents; it need not exist."""
     machine = torch.__version__, torch.backends.cpu.get_cpu_capability()  # they decide how int4 is packed
     layers = layout.config.layers  # which the config leaves out of its repr
     of = (FORMAT, bits, dtype, *machine, layout.family, layout.config, layers)
@@ -122,8 +122,7 @@ def kept(layout: Layout, dtype: torch.dtype, bits: Bits) -> Path:
     for name in SOURCES:
         digest.update((Path(__file__).parent / name).read_bytes())
     for file in sorted({placement.tensor.file for placement in layout.placements}):
-        found = file.stat()  # the time of the last change cannot be set back, unlike that of the last write
-        digest.update(repr((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)).encode())
+        digest.update(digest_of(file).encode())
     return user_cache("quantized") / f"{digest.hexdigest()[:32]}.safetensors"
 
 

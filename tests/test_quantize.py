@@ -115,6 +115,23 @@ def test_what_is_kept_is_not_used_after_a_file_changes_or_when_it_is_damaged(tmp
     assert not torch.equal(load(str(model), quantize="int8").decoder.state_dict()["blocks.0.mlp.up.weight"], before)
 
 
+def test_copies_of_a_model_share_what_is_kept_and_a_touch_makes_nothing_new(tmp_path: Path) -> None:
+    places = set[Path]()
+    for name in ("one", "two"):
+        folder = shutil.copytree(WEIGHTS, tmp_path / name, ignore=shutil.ignore_patterns("making", "react"))
+        places.add(kept(look(str(folder)), torch.float32, "int8"))
+    os.utime(tmp_path / "two" / "model.safetensors")
+    places.add(kept(look(str(tmp_path / "two")), torch.float32, "int8"))
+    assert len(places) == 1
+    with (tmp_path / "two" / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    places.add(kept(look(str(tmp_path / "two")), torch.float32, "int8"))
+    assert len(places) == 2
+
+
 def test_what_is_kept_is_of_this_processor_and_this_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """They decide how the numbers of 4 bits are packed: under others the same bytes are other weights."""
     layout, places = look(str(WEIGHTS)), set[Path]()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from pathlib import Path
 
 import pytest
 
-from gptcli.user_cache import UNUSED, in_use, is_ours, user_cache, written
+from gptcli.user_cache import UNUSED, digest_of, in_use, is_ours, user_cache, written
 
 DAY = 24 * 3600.0
 
@@ -25,6 +26,25 @@ def test_it_lies_where_xdg_says_and_a_relative_place_counts_as_none(monkeypatch:
     assert user_cache("compiled") == Path("/somewhere/gptcli/compiled")
     monkeypatch.setenv("XDG_CACHE_HOME", "somewhere")
     assert user_cache("compiled") == Path.home() / ".cache/gptcli/compiled"
+
+
+def test_a_digest_is_read_once_and_never_believed_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = tmp_path / "weights"
+    file.write_bytes(b"numbers")
+    right = hashlib.sha256(b"numbers").hexdigest()
+    assert digest_of(file) == right
+    (noted,) = (tmp_path / "gptcli" / "digests").iterdir()
+    noted.write_text("0" * 64)
+    assert digest_of(file) == "0" * 64  # so it is read from there
+    noted.chmod(0o666)
+    assert digest_of(file) == right
+    noted.write_text("no digest")
+    assert digest_of(file) == right
+    file.write_bytes(b"NUMBERS")
+    assert digest_of(file) == hashlib.sha256(b"NUMBERS").hexdigest()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))  # where no folder can be
+    assert digest_of(file) == hashlib.sha256(b"NUMBERS").hexdigest()
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
