@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -339,6 +340,25 @@ def test_names_of_other_tools_commands_are_prompts_with_a_note_unless_it_shall_b
     words = ("models", "-m", tiny_gpt2, "-n", "2", "-s", "1")
     assert b"did you mean gptcli families?" in gptcli(*words).stderr
     assert gptcli(*words, env={"GPTCLI_QUIET": "1"}).stderr == b""
+
+
+def test_a_greedy_choice_that_another_machine_may_make_otherwise_is_named(tmp_path: Path) -> None:
+    tensors, words = tiny.gpt2_tensors(), ("generate", "hello", "-n", "2", "--ignore-eos")
+    folder = tiny.write_gpt2(tmp_path / "model", tensors)
+    done = quick(*words, "-m", folder, "-t", "0", "--json")
+    assert b"note" not in done.stderr
+    best = json.loads(done.stdout)["samples"][0]["ids"][0]
+    tensors["wte.weight"][(best + 99) % tiny.N_VOCAB] = tensors["wte.weight"][best]
+    tiny.write_gpt2(tmp_path / "tie", tensors)
+    said = quick(*words, "-m", tmp_path / "tie", "-t", "0").stderr.decode()
+    assert re.search(r"note: (a token was|2 tokens were) the likeliest by less than 0.0001; another machine", said)
+    assert not quick(*words, "-m", tmp_path / "tie", "-t", "0", "-q").stderr
+    assert b"likeliest" not in quick(*words, "-m", tmp_path / "tie", "-s", "1").stderr
+
+
+def test_speeds_have_no_exponent(tiny_gpt2: Path) -> None:
+    said = quick("generate", "hello " * 20, "-m", tiny_gpt2, "-n", "20", "--stats").stderr.decode()
+    assert re.search(r"prompt \d+ tokens, [\d,.]+/s \| answer \d+ tokens, [\d,.]+/s", said) and "e+" not in said
 
 
 def test_a_home_that_is_not_there_is_no_fault(tiny_gpt2: Path, tmp_path: Path) -> None:

@@ -467,6 +467,14 @@ def test_an_adapter_is_trained_resumed_run_and_merged(trained: Path, pairs: Path
         assert one["relative"] == pytest.approx(two["relative"], rel=1e-5)
 
 
+@pytest.mark.slow
+def test_an_adapter_of_our_own_model_names_its_folder_which_others_can_find(pairs: Path, tmp_path: Path) -> None:
+    done = quick("finetune", "shipped", pairs, "--out", tmp_path / "a", "--lora", "1", "--steps", "1", "--batch", "1")
+    assert done.returncode == 0, done.stderr.decode()
+    base = json.loads((tmp_path / "a" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert (Path(base) / "config.json").is_file()
+
+
 def test_an_adapter_goes_on_only_beside_the_weights_it_was_begun_on(trained: Path, pairs: Path, tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "adapter"
     shutil.copytree(trained, base)

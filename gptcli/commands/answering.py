@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from gptcli.records import Prompt, Step
     from gptcli.records_xray import Strip
 
+TIE = 1e-4  # between the two best logits; sums of another order, as another machine makes them, may turn it round
+
 
 @dataclasses.dataclass
 class Times:
@@ -90,6 +92,7 @@ class Run:
     last: bool = True  # of several cases; the seed is said once
     n_generated: int = 0  # tokens of this run
     n_silent: int = 0  # samples that the model ended before it wrote anything
+    n_ties: int = 0  # tokens that were the likeliest by less than TIE
     strips: dict[int, Strip] = dataclasses.field(default_factory=dict)  # by token, of the sample that is running
 
     def samples(self) -> Iterable[tuple[int, Iterable[Step]]]:
@@ -176,6 +179,7 @@ class Run:
         for step in steps:
             now = time.perf_counter()
             self.n_silent += step.index == 0 and step.finish == "eos"
+            self.n_ties += self.sampling.greedy and step.margin < TIE
             self.times.first = self.times.first or now
             self.times.ended, self.times.n_generated = now, self.times.n_generated + 1
             self.n_generated += 1
@@ -215,6 +219,9 @@ class Run:
         if self.n_silent and not value["quiet"]:
             which = f"{self.n_silent} of {value['num_samples']} times " if value["num_samples"] > 1 else ""
             say(f"gptcli: note: {which}the model ended the text at once; --ignore-eos makes it go on")
+        if self.n_ties and not value["quiet"]:
+            which = "a token was" if self.n_ties == 1 else f"{self.n_ties} tokens were"
+            say(f"gptcli: note: {which} the likeliest by less than {TIE:g}; another machine may choose the other")
         if value["stats"] and (self.last or not self.together):
             whole = {"prompt_tokens": self.times.n_prompt, "generated_tokens": self.times.n_generated}
             say("gptcli: " + _stats_line(self.stats() | whole))
@@ -229,11 +236,15 @@ def _stats_line(stats: dict[str, float | int]) -> str:
     if "first_token_s" in stats:
         parts += [
             f"first token after {stats['first_token_s']:.2f} s",
-            f"prompt {stats['prompt_tokens']} tokens, {stats['prefill_tokens_per_s']:.3g}/s",
-            f"answer {stats['generated_tokens']} tokens, {stats['decode_tokens_per_s']:.3g}/s",
+            f"prompt {stats['prompt_tokens']:,} tokens, {_rate(stats['prefill_tokens_per_s'])}/s",
+            f"answer {stats['generated_tokens']:,} tokens, {_rate(stats['decode_tokens_per_s'])}/s",
             f"peak memory {human(int(stats['peak_memory_bytes']))}",
         ]
     return " | ".join(parts)
+
+
+def _rate(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _peak_memory() -> int:

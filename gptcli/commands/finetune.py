@@ -26,6 +26,7 @@ from gptcli.commands.fitting import (
 from gptcli.commands.given import refuse_given
 from gptcli.commands.tuning import LORA_RATE, RATE, Plan, able, batches, hold_pairs, load, prepared, resumed
 from gptcli.errors import GptcliError, UsageError
+from gptcli.folder import SHIPPED
 from gptcli.pairs import FIELDS
 from gptcli.render.output import say
 from gptcli.settings import settle
@@ -190,6 +191,11 @@ def _fields(text: str) -> tuple[str, str]:
     return names[0], names[1]
 
 
+def _base(plan: Plan) -> str:
+    """What an adapter says it belongs to: the model as it was named, but for ours, whose name only we know."""
+    return plan.model if plan.name == SHIPPED else plan.name
+
+
 def _run(plan: Plan, out: Path, device: str, watch: Watch, loaded: Checkpoint | None = None) -> None:
     """Makes the steps that are left. loaded: the model, where a new run has it in memory."""
     from gptcli.checkpoint import save
@@ -212,7 +218,7 @@ def _run(plan: Plan, out: Path, device: str, watch: Watch, loaded: Checkpoint | 
         attach(checkpoint, rank, seed=recipe.seed)
         if found:
             restore(checkpoint, rank, found.folder)
-    checkpoint = dataclasses.replace(checkpoint, folder=run, name=plan.name if rank else out.name)
+    checkpoint = dataclasses.replace(checkpoint, folder=run, name=_base(plan) if rank else out.name)
     training = training_from(checkpoint.decoder, batches(plan, run, checkpoint), recipe, found)
     if not watch.quiet:
         n, moving = checkpoint.config.n_params(), sum(p.numel() for p in training.parameters.values())
