@@ -25,6 +25,7 @@ from gptcli.render.pieces import draw as draw_pieces
 from gptcli.render.rosetta import draw_all
 from gptcli.render.safe import json_line, one_line, safe
 from gptcli.render.stream import TextView, legend, tinted
+from gptcli.render.training import History
 from gptcli.render.training import draw as draw_panel
 
 SGR = re.compile(r"\x1b\[[0-9;]*m")
@@ -216,6 +217,20 @@ def panel(validations: list[tuple[float, float]], width: int, height: int = 40) 
     console = Console(file=io.StringIO(), width=width, height=height, color_system=None)
     console.print(draw_panel(p, CURVE, validations, None, SimpleNamespace(raw=lambda id: b"x"), 2.0))  # type: ignore[arg-type]
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_the_curve_of_a_long_run_has_no_more_points_than_a_screen_can_show() -> None:
+    history, n = History(), 100_000
+    for i in range(n):
+        history.add(i, 7 - 5 * i / n)
+    points = history.points
+    assert 4096 <= len(points) <= 8192
+    assert all(y == pytest.approx(7 - 5 * x / n, abs=1e-9) for x, y in points)
+    assert points == sorted(points) and points[-1][0] > n - 32
+    short = History()
+    for i in range(10):
+        short.add(i, i)
+    assert short.points == [(i, i) for i in range(10)]
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 140])

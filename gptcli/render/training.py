@@ -35,6 +35,39 @@ def line(p: Progress) -> str:
     return f"{done}  {duration(p.seconds)}"
 
 
+class History:
+    """The losses of a run of any length, as a curve of a few thousand points: neighbours are merged when it has more.
+
+    A picture takes as long after a million steps as after four thousand.
+    """
+
+    FEWEST = 4096  # points of a run that has as many steps
+
+    def __init__(self) -> None:
+        self._merged: list[tuple[float, float]] = []
+        self._last: list[tuple[float, float]] = []  # not yet as many as make a point
+        self._n = 1  # steps in a point
+
+    def add(self, step: float, loss: float) -> None:
+        """One more step."""
+        self._last.append((step, loss))
+        if len(self._last) == self._n:
+            self._merged.append(_middle(self._last))
+            self._last = []
+        if len(self._merged) == 2 * self.FEWEST:
+            self._merged = [_middle(self._merged[i : i + 2]) for i in range(0, 2 * self.FEWEST, 2)]
+            self._n *= 2
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """(step, loss), oldest first."""
+        return [*self._merged, _middle(self._last)] if self._last else [*self._merged]
+
+
+def _middle(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
+
+
 class Panel:
     """The live panel on standard error. `kept`: the metrics of earlier sessions of the same run."""
 
@@ -45,7 +78,9 @@ class Panel:
         from rich.live import Live
 
         self._tokenizer, self._n_steps = tokenizer, n_steps
-        self._losses = [(float(r["step"]), float(r["loss"])) for r in kept]
+        self._losses = History()
+        for r in kept:
+            self._losses.add(float(r["step"]), float(r["loss"]))
         self._validations = [(float(r["step"]), float(r["validation"])) for r in kept if "validation" in r]
         self._first: Progress | None = None
         self._lesson: tuple[int, Lesson] | None = None  # and the step that taught it
@@ -56,7 +91,7 @@ class Panel:
 
     def show(self, p: Progress) -> None:
         """Takes a step in, and draws if it is time."""
-        self._losses.append((p.step, p.loss))
+        self._losses.add(p.step, p.loss)
         if p.validation is not None:
             self._validations.append((p.step, p.validation))
         self._first = self._first or p
@@ -65,7 +100,9 @@ class Panel:
             self._lesson, self._lesson_at = (p.step, p.lesson), now
         if now - self._drawn >= REFRESH or p.step == self._n_steps:
             self._drawn = now
-            self._live.update(draw(p, self._losses, self._validations, self._lesson, self._tokenizer, self._pace(p)))
+            self._live.update(
+                draw(p, self._losses.points, self._validations, self._lesson, self._tokenizer, self._pace(p))
+            )
             self._live.refresh()
 
     def _pace(self, p: Progress) -> float:
