@@ -166,11 +166,22 @@ def test_pictures_fit_their_width(tiny_gpt2: Path, width: int) -> None:
     pictures = [
         draw_card(card(look(str(tiny_gpt2))), tensors=True),
         draw_pieces([(1, "<s>"), (9038, "·Once"), (7, "漢")] * 9, [True, False, False] * 9),
-    ] + ([draw_all(spelled, REFUSED)] if width >= 80 else [])
+        draw_all(spelled, REFUSED),
+    ]
     for picture in pictures:
         for line in theme.drawn(picture, colour=False, width=width).splitlines():
             assert len(line) <= width and line == line.rstrip()
             assert "\x1b" not in line
+
+
+@pytest.mark.parametrize(("width", "shown"), [(40, 2), (60, 2), (62, 3), (100, 4)])
+def test_the_table_of_families_leaves_columns_out_rather_than_cut_a_word(width: int, shown: int) -> None:
+    from gptcli import FAMILIES
+
+    spelled = [(k, f.models, f.prefix, f.names, {n: x.why for n, x in f.fixes.items()}) for k, f in FAMILIES.items()]
+    text = theme.drawn(draw_all(spelled, {}), colour=False, width=width)
+    assert "…" not in text and all(word in text for f in FAMILIES.values() for word in f.models.split())
+    assert [name in text for name in ("family", "models", "made by", "undone")] == [i < shown for i in range(4)]
 
 
 def test_the_card_shows_the_budget_of_parameters(tiny_gpt2: Path) -> None:
