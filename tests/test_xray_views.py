@@ -134,6 +134,26 @@ def test_heads_that_have_a_role_are_called_by_it(found: Scan) -> None:
         assert "induction" not in drawn
 
 
+@pytest.mark.parametrize("width", [44, 60, 80, 120])
+def test_a_head_s_line_of_the_ledger_keeps_value_and_role_and_leaves_out_sources(found: Scan, width: int) -> None:
+    """What is left out is among the others, which are named only where there are any."""
+    book = next(book for book in found.books if book.against_rival)
+    assert book.heads
+    for position in (1, 13):
+        drawn = theme.drawn(ledger.draw(found, position, alone=False, colour=False), colour=False, width=width)
+        lines = [line for line in drawn.splitlines() if re.match(r" *L\d+H\d", line)]
+        assert len(lines) == found.n_layer * found.n_head
+        for line in lines:
+            i, h = map(int, re.findall(r"\d+", line)[:2])
+            role = heads.called(found, i, h)
+            value, n = book.heads.number(i, h, position), line.count("@")
+            assert line.split()[1] == signed(value) and line.endswith(role) and "…" not in line
+            assert ("others" in line) == (n > 0 and n < position + 1)
+            said = [float(x.replace("−", "-").replace("~", "")) for x in re.findall(r"(?:@\d+|others) (\S+)", line)]
+            assert not n or sum(said) == pytest.approx(value, abs=0.005 * (n + 2))
+    assert width > 44 or max(line.count("@") for line in lines) < 3
+
+
 @pytest.mark.parametrize("width", [36, 50, 60, 80, 120])
 @pytest.mark.parametrize("view", [track, lengths])
 def test_a_column_is_explained_where_it_is_shown(found: Scan, view: Any, width: int) -> None:

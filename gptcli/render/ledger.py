@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
 from gptcli.records_xray import Book, Scan
@@ -60,22 +63,52 @@ def _heads(scan: Scan, book: Book, position: int, *, colour: bool, light: bool) 
         return []
     found = [(book.heads.number(i, h, position), i, h) for i in range(scan.n_layer) for h in range(scan.n_head)]
     found.sort(key=lambda one: -abs(one[0]))
-    most = abs(found[0][0]) or 1.0
-    table = Columns(("", "right"), ("", "right"), ("", "left"), ("", "left"), header=False, spare=(2,))
+    rows = list[_Head]()
     for x, i, h in found[:MOST_HEADS]:
-        rest, sources = x, Text()
-        at = book.source_positions.ids(i, h, position)
-        for j, part in zip(at, book.source_parts.row(i, h, position), strict=True):
-            if j <= position and part:
-                rest -= part
-                sources.append(f"{label(scan, scan.ids[j])}")
-                sources.append(f"@{j} {signed(part)}  ", "dim")
-        sources.append(f"others {signed(rest)}" if sources else "set, and taken from no token", "dim")
-        if role := called(scan, i, h):
-            sources.append(f"  {role}", "dim")
-        table.add_row(f"L{i}H{h}", signed(x), two_sided(x, most, BAR // 2, colour=colour, light=light), sources)
+        at, parts = book.source_positions.ids(i, h, position), book.source_parts.row(i, h, position)
+        taken = [(j, part) for j, part in zip(at, parts, strict=True) if j <= position and part]
+        sources = tuple((label(scan, scan.ids[j]), j, part) for j, part in taken)
+        whole = len(taken) < len(at) or len(at) > position  # what is not even among the largest is nothing
+        rows.append(_Head(f"L{i}H{h}", x, sources, whole, called(scan, i, h)))
     head = Text.assemble(("heads ", "bold"))
     head.append(
         f"the {min(MOST_HEADS, len(found))} largest of {len(found)}, what each took from where, and its role", "dim"
     )
-    return [head, table]
+    return [head, _Heads(rows, colour=colour, light=light)]
+
+
+class _Head(NamedTuple):
+    name: str
+    value: float
+    sources: tuple[tuple[str, int, float], ...]  # the largest first
+    whole: bool  # whether these are all
+    role: str
+
+    def said(self, n: int) -> Text:
+        """The n largest sources, what the others are together, and the role."""
+        parts = [Text.assemble(token, (f"@{j} {signed(part)}", "dim")) for token, j, part in self.sources[:n]]
+        if not self.sources:
+            parts.append(Text("set, and taken from no token", "dim"))
+        elif n and not (self.whole and n == len(self.sources)):
+            rest = self.value - sum(part for *_, part in self.sources[:n])
+            parts.append(Text(f"others {signed(rest)}", "dim"))
+        return Text("  ").join([*parts, *[Text(self.role, "dim")] * bool(self.role)])
+
+
+class _Heads:
+    """Where it is too wide the bars are left out, then sources; never a value or a role."""
+
+    def __init__(self, rows: Sequence[_Head], *, colour: bool, light: bool) -> None:
+        self._rows, self._colour, self._light = rows, colour, light
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rows, bars = self._rows, BAR + 3
+        room = options.max_width - 4 - max(len(row.name) for row in rows) - max(len(signed(row.value)) for row in rows)
+        table = Columns(("", "right"), ("", "right"), ("", "left"), ("", "left"), header=False)
+        wide = max(row.said(len(row.sources)).cell_len for row in rows) <= room - bars
+        most = abs(rows[0].value) or 1.0
+        for row in rows:
+            fitting = (n for n in range(len(row.sources), 0, -1) if row.said(n).cell_len <= room)
+            bar = two_sided(row.value, most, BAR // 2, colour=self._colour, light=self._light)
+            table.add_row(row.name, signed(row.value), *[bar] * wide, row.said(next(fitting, 0)))
+        yield table
