@@ -10,10 +10,12 @@ from gptcli.sample import adjust, candidates, keep
 from gptcli.sampling import Sampling
 from gptcli.scan import Run
 
+N_CUT = 3  # of the tokens that were cut, so many are told at least, where there are any
+
 
 @torch.inference_mode()
 def draw_of(checkpoint: Checkpoint, done: Run, index: int, sampling: Sampling, *, n: int = 12) -> Draw:
-    """How the `index`-th written token was chosen, with the n best tokens and the chosen one."""
+    """How the `index`-th written token was chosen, with the n best tokens, itself and the best that were cut."""
     n_prompt, step = len(done.prompt.ids), done.steps[index]
     position = n_prompt - 1 + index
     logits = checkpoint.decoder.readout(done.trace.states[-1, position]).float().cpu()
@@ -29,12 +31,11 @@ def draw_of(checkpoint: Checkpoint, done: Run, index: int, sampling: Sampling, *
     kept = dict(zip(ids.tolist(), probs.tolist(), strict=True))
     before = dict(zip(ids.tolist(), (probs.cumsum(0) - probs).tolist(), strict=True))
     raw = logits.double().softmax(-1)
-    shown = [i for i, _ in candidates(adjusted, n)]
-    rank = {i: k for k, i in enumerate(shown, 1)}
-    if step.id not in rank:
-        shown.append(step.id)
-        rank[step.id] = 1 + list(kept).index(step.id)
-    cut = 1 - float(warm[ids].sum())
+    ranked = [i for i, _ in candidates(adjusted, max(n, len(kept) + N_CUT))]
+    rank = {i: k for k, i in enumerate(ranked, 1)}
+    cuts = [i for i in ranked if i not in kept][: 0 if sampling.greedy else N_CUT]
+    shown = sorted({*ranked[:n], step.id, *cuts}, key=rank.__getitem__)
+    cut = 1 - float(warm[ids].sum()) if len(ids) < len(adjusted) else 0.0
     return Draw(
         position=position,
         temperature=sampling.temperature,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ from gptcli.generation import prepare
 from gptcli.lens import read
 from gptcli.places import read_place
 from gptcli.records_xray import Scan
+from gptcli.render import theme
+from gptcli.render.changes import draw_draw
 from gptcli.scan import fingerprint, roles, run, scan
 from gptcli.tables import Table
 from gptcli.trace_file import load as load_trace
@@ -312,6 +315,28 @@ def test_a_drawn_token_far_down_has_its_own_interval(checkpoint: Checkpoint) -> 
             p = (logits[: checkpoint.n_tokens] / 3).softmax(-1)
             higher = p[p > p[chosen.id]]
             assert chosen.rank == 1 + len(higher) and chosen.before == pytest.approx(float(higher.sum()), abs=1e-6)
+
+
+def test_a_draw_counts_all_that_was_kept_and_shows_the_best_that_were_cut(checkpoint: Checkpoint) -> None:
+    """Whether the chosen token is among the first or far below them; where nothing was cut, nothing is shown."""
+    wide, last = Sampling(temperature=3.0, top_k=60, top_p=1.0), set[bool]()
+    for seed in range(4):
+        done = run(checkpoint, prepare(checkpoint, IDS[:12]), max_tokens=1, sampling=wide, seed=seed)
+        found = draw_of(checkpoint, done, 0, wide, n=5)
+        *_, kept, _, _, _ = found.options
+        last.add(kept.id == found.chosen)
+        assert [o.rank for o in found.options if not o.kept] == [61, 62, 63] and kept.kept
+        drawn = theme.drawn(draw_draw(scan(checkpoint, done), found, colour=False), colour=False, width=120)
+        more = sum(int(n) for n in re.findall(r"^ (\d+) more kept", drawn, re.MULTILINE))
+        rows = re.findall(r"  \d\.\d{4}  \d\.\d{4}", drawn)
+        assert more + len(rows) == found.n_kept == 60 and drawn.count("  cut\n") == 3
+    assert True in last
+    whole = Sampling(temperature=3.0, top_k=0, top_p=1.0)
+    done = run(checkpoint, prepare(checkpoint, IDS[:12]), max_tokens=1, sampling=whole, seed=1)
+    found = draw_of(checkpoint, done, 0, whole, n=5)
+    drawn = theme.drawn(draw_draw(scan(checkpoint, done), found, colour=False), colour=False, width=120)
+    assert found.cut == 0 and "nothing cut" in drawn and all(o.kept for o in found.options)
+    assert f"{found.n_kept - (found.options[-1].rank or 0)} more kept" in drawn
 
 
 @pytest.mark.parametrize("name", ["phi3-longrope", "llama-dynamic"])

@@ -161,7 +161,7 @@ def draw_draw(scan: Scan, found: Draw, *, colour: bool, light: bool = False) -> 
     for option in found.options:
         chosen = option.id == found.chosen
         if option.rank is not None and option.rank > above + 1:
-            table.add_row(Text(fit(f" {option.rank - above - 1:,} others", 14), "dim"))
+            table.add_row(Text(f" {option.rank - above - 1:,} more kept", "dim"))
         above, low = option.rank or above + 1, low if option.before is None else option.before
         high = low + option.kept
         style = f"{theme.INK} on {theme.ANSWER}" if chosen and colour else "bold" if chosen else ""
@@ -176,6 +176,8 @@ def draw_draw(scan: Scan, found: Draw, *, colour: bool, light: bool = False) -> 
             Text(arrow if chosen else "", "bold"),
         )  # fmt: skip
         low = high
+    if found.n_kept > above and not greedy:
+        table.add_row(Text(f" {found.n_kept - above:,} more kept", "dim"))
     drawn = "no draw: the best token is taken, whatever the others are" if greedy else f"drawn: {found.draw:.6f}"
     raw = next((option.raw for option in found.options if option.id == found.chosen), 0.0)
     surprise = f"surprise {compact(-math.log2(raw))} bits" if raw else ""
@@ -183,6 +185,6 @@ def draw_draw(scan: Scan, found: Draw, *, colour: bool, light: bool = False) -> 
     title = Text.assemble((f"how the token at position {found.position + 1} was chosen  ", "bold"))
     filters = f", top-k {found.top_k or 'off'}, top-p {found.top_p:g}, min-p {found.min_p:g}"
     title.append(f"temperature {found.temperature:g}{'' if greedy else filters}", "dim")
-    kept = f"{found.n_kept} token{'s' * (found.n_kept != 1)} kept"
+    kept = f"{found.n_kept:,} token{'s' * (found.n_kept != 1)} kept"
     notes = Flow([drawn, surprise] if greedy else [drawn, kept, cut, surprise])
     return Group(title, table, notes, footer(scan))
