@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from programs import gptcli, quick
+from programs import gptcli, in_terminal, quick
 from zoo import built
 
 from gptcli import UsageError, load
@@ -35,6 +35,15 @@ def test_scores_are_the_model_s_own_probabilities(tiny_gpt2: Path, tmp_path: Pat
     for words in (["<|endoftext|>", "--documents"], ["hello", "--fail-above", "nan"]):
         done = quick("score", *words, "-m", tiny_gpt2)
         assert done.returncode == 2 and b"fault" not in done.stderr
+
+
+def test_at_a_terminal_the_colours_of_the_tokens_are_explained(tiny_gpt2: Path) -> None:
+    """By the legend of generate --color prob, between the text and the figures; without colours there is none."""
+    words = ("score", "hello the", "-m", tiny_gpt2)
+    seen, code = in_terminal(*words, env={"COLORTERM": "truecolor"})
+    assert code == 0 and seen.index(b"48;2;") < seen.index(b"probability 0 ") < seen.index(b"bits per byte")
+    assert b"probability 0" not in in_terminal(*words, "--color", "never")[0]
+    assert quick(*words, "--color", "always").stderr == b""
 
 
 @pytest.mark.parametrize("name", ["phi3-longrope", "llama-dynamic", "llama"])

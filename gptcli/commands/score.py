@@ -12,7 +12,7 @@ from gptcli.commands.loading import load_chosen
 from gptcli.commands.prompt import read_prompt
 from gptcli.errors import CheckFailed, UsageError
 from gptcli.render import theme
-from gptcli.render.output import Output
+from gptcli.render.output import Output, hears, tell
 
 if TYPE_CHECKING:
     from gptcli.records import Scored
@@ -78,10 +78,12 @@ def score(
     else:
         choice = settings["color"].value
         if not documents and (choice == "prob" or theme.wants_colour(choice, terminal=output.is_terminal)):
-            from gptcli.render.stream import tinted
+            from gptcli.render.stream import legend, tinted
 
             parts = [(raw(i), math.exp(p)) for i, p in zip(found[0].ids[1:], found[0].logprobs, strict=True)]
             output.line(tinted(raw(found[0].ids[0]), parts) + "\n")
+            if hears():
+                tell(legend())
         output.line(_line(figures))
     if fail_above is not None and not figures["bits_per_byte"] <= fail_above:
         raise CheckFailed(f"{figures['bits_per_byte']:.4f} bits per byte are more than {fail_above}")
