@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -16,10 +17,11 @@ from rich.style import Style
 from rich.text import Text
 
 from gptcli import card, look
-from gptcli.records import Chunk, Progress, Prompt, Step
+from gptcli.records import Chunk, Difference, Moved, Progress, Prompt, Step
 from gptcli.render import theme
 from gptcli.render.card import draw as draw_card
 from gptcli.render.curve import APART, MARK, braille
+from gptcli.render.moved import draw as draw_moved
 from gptcli.render.output import Output
 from gptcli.render.pieces import draw as draw_pieces
 from gptcli.render.rosetta import draw_all
@@ -182,6 +184,50 @@ def test_the_table_of_families_leaves_columns_out_rather_than_cut_a_word(width: 
     text = theme.drawn(draw_all(spelled, {}), colour=False, width=width)
     assert "…" not in text and all(word in text for f in FAMILIES.values() for word in f.models.split())
     assert [name in text for name in ("family", "models", "made by", "undone")] == [i < shown for i in range(4)]
+
+
+def difference(**moved: float) -> Difference:
+    """Of a layer whose parts are named with __ for a dot, by how far they moved."""
+    parts = [
+        Moved(name=f"blocks.0.{part.replace('__', '.')}", shape=(9, 9), n_changed=81, relative=relative, rms_before=1,
+              rms_change=1, largest=1)
+        for part, relative in moved.items()
+    ]  # fmt: skip
+    return Difference(before="a", after="b", n_params=81 * len(parts) + 3, moved=tuple(parts))
+
+
+def test_a_map_of_changes_names_its_columns_apart_and_says_all_numbers_alike() -> None:
+    norms = ("attn_norm", "attn_out_norm", "mlp_norm", "mlp_out_norm", "attn__q_norm", "attn__k_norm")
+    found = difference(**{f"{name}__weight": 0.004 * 7**i for i, name in enumerate(norms)})
+    head, row = theme.drawn(draw_moved(found), colour=False, width=80).splitlines()[2:4]
+    assert re.split(r" {2,}", head.strip()) == ["norm 1", "post 1", "norm 2", "post 2", "q norm", "k norm"]
+    assert row.split()[1:] == ["0.40%", "2.80%", "19.60%", "137.20%", "960.40%", "6723%"]
+
+
+def test_biases_that_moved_are_named_below_the_map_and_do_not_darken_it() -> None:
+    found = difference(
+        mlp__up__weight=0.02, mlp__up__bias=0.5, attn__q__bias=0.1, attn__k__bias=0.2, mlp_norm__bias=0.3
+    )
+    text = theme.drawn(draw_moved(found), colour=False, width=120)
+    assert re.findall(r"blocks.0.(\S+.bias) ([\d.]+%)", text.split("no cell")[1].split("numbers")[0]) == [
+        ("mlp.up.bias", "50.00%"), ("mlp_norm.bias", "30.00%"), ("attn.k.bias", "20.00%"),
+    ]  # fmt: skip
+    assert "0 " + " " * 20 + " 2.00%" in SGR.sub("", theme.drawn(draw_moved(found), colour=True, width=120))
+    assert "no cell" not in theme.drawn(draw_moved(difference(mlp__up__weight=0.02)), colour=False, width=120)
+
+
+def test_all_numbers_changed_only_where_all_did() -> None:
+    found = difference(**{f"part{i}__weight": 0.1 for i in range(99)})
+    assert "8,019 of 8,022 numbers changed (99.9%)" in theme.drawn(draw_moved(found), colour=False)
+    whole = dataclasses.replace(found, n_params=8019)
+    assert "(100%)" in theme.drawn(draw_moved(whole), colour=False)
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_the_scale_of_a_map_is_one_line_and_without_colours_has_no_ramp(colour: bool) -> None:
+    text = SGR.sub("", theme.drawn(draw_moved(difference(mlp__up__weight=0.0062)), colour=colour, width=60))
+    (line,) = (line for line in text.splitlines() if line.startswith("change"))
+    assert line == "change, relative to size" + (": 0 " + " " * 20 + " 0.62%") * colour
 
 
 def test_the_card_shows_the_budget_of_parameters(tiny_gpt2: Path) -> None:

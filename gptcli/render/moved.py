@@ -9,15 +9,20 @@ from rich.text import Text
 
 from gptcli.records import Difference, Moved
 from gptcli.render import theme
+from gptcli.render.cell import Flow
 from gptcli.render.safe import one_line
 
 CELL = 8
-SHORT = {"attn_norm": "norm", "mlp_norm": "norm", "attn_out_norm": "out norm", "mlp_out_norm": "out norm"}
+SHORT = {
+    "attn_norm": "norm 1", "attn_out_norm": "post 1", "mlp_norm": "norm 2", "mlp_out_norm": "post 2",
+    "attn.q_norm": "q norm", "attn.k_norm": "k norm",
+}  # fmt: skip
+NAMED = 3  # of the parameters that have no cell
 
 
 def draw(found: Difference) -> RenderableType:
-    """The map, what is outside the layers, and a line that sums it up."""
-    most = max((m.relative for m in found.moved if math.isfinite(m.relative)), default=0.0)
+    """The map, what is outside the layers, what moved most of the rest, and a line that sums it up."""
+    most = max((m.relative for m in found.moved if _has_cell(m) and math.isfinite(m.relative)), default=0.0)
     n_changed = sum(m.n_changed for m in found.moved)
     if not n_changed:
         return Text(f"{one_line(found.before)} and {one_line(found.after)} are the same, number for number")
@@ -27,15 +32,39 @@ def draw(found: Difference) -> RenderableType:
         " → ",
         (one_line(found.after), f"{theme.INK} on {theme.ANSWER}"),
     )
-    scale = Text("change of a matrix, relative to its size: 0 ", "dim")
-    for colour in theme.SCALE:
-        scale.append("  ", f"on {colour}")
-    scale.append(f" {percent(most)}", "dim")
     total = Text(
-        f"{n_changed:,} of {found.n_params:,} numbers changed ({percent(n_changed / found.n_params)}); "
+        f"{n_changed:,} of {found.n_params:,} numbers changed ({_share(n_changed, found.n_params)}); "
         f"{farthest.name.removesuffix('.weight')} moved most: {percent(farthest.relative)}"
     )
-    return Group(title, Text(), _Map(found, most), Text(), scale, total)
+    return Group(title, Text(), _Map(found, most), Text(), _Scale(most), *_without_cell(found), total)
+
+
+def _has_cell(m: Moved) -> bool:
+    return m.layer is None or not m.part.endswith(".bias")
+
+
+def _without_cell(found: Difference) -> list[Flow]:
+    """The biases of the layers that moved most."""
+    moved = [m for m in found.moved if m.n_changed and not _has_cell(m)]
+    moved.sort(key=lambda m: -m.relative)
+    named = [f"{m.name} {percent(m.relative)}" for m in moved[:NAMED]]
+    return [Flow(["biases that moved most (no cell above):", *named])] if moved else []
+
+
+class _Scale:
+    """What the colours mean; where there are none, what the numbers are."""
+
+    def __init__(self, most: float) -> None:
+        self._most = most
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        scale = Text("change, relative to size", "dim")
+        if console.color_system:
+            scale.append(": 0 ")
+            for colour in theme.SCALE:
+                scale.append("  ", f"on {colour}")
+            scale.append(f" {percent(self._most)}")
+        yield scale
 
 
 class _Map:
@@ -48,7 +77,7 @@ class _Map:
         for m in found.moved:
             if m.layer is None:
                 self._rest.append(m)
-            elif not m.part.endswith(".bias"):
+            elif _has_cell(m):
                 self._layers.setdefault(m.layer, {})[m.part] = m
         self._parts = list(dict.fromkeys(part for row in self._layers.values() for part in row))
 
@@ -58,7 +87,7 @@ class _Map:
             parts = self._parts[start : start + fit]
             head = Text(" " * 6)
             for part in parts:
-                head.append(_short(part).center(CELL)[:CELL] + " ", theme.LABEL)
+                head.append(_short(part).rjust(CELL - 1)[:CELL].ljust(CELL + 1), theme.LABEL)
             yield head
             for layer in sorted(self._layers, reverse=True):  # the first layer at the bottom, as the stream flows
                 row = Text(f"L{layer:<4} ", "dim")
@@ -73,7 +102,7 @@ class _Map:
 
     def _cell(self, m: Moved) -> Text:
         share = min(1.0, m.relative / self._most) if self._most else 0.0
-        return Text(percent(m.relative).center(CELL), theme.shade(share) if m.n_changed else "dim")
+        return Text(percent(m.relative).rjust(CELL - 1).ljust(CELL), theme.shade(share) if m.n_changed else "dim")
 
 
 def _short(part: str) -> str:
@@ -81,13 +110,18 @@ def _short(part: str) -> str:
 
 
 def percent(x: float) -> str:
-    """0, <.01%, 0.12%, 3.4%, 57%, new (where there was nothing)."""
+    """0, <.01%, 0.12%, 57.31%, 1234%, new (where there was nothing)."""
     if not math.isfinite(x):
         return "new"
     if x == 0:
         return "0"
     p = 100 * x
-    return "<.01%" if p < 0.01 else f"{p:.2f}%" if p < 1 else f"{p:.1f}%" if p < 10 else f"{p:.0f}%"
+    return "<.01%" if p < 0.01 else f"{p:.2f}%" if p < 999.995 else f"{p:.0f}%"
+
+
+def _share(n: int, total: int) -> str:
+    """Rounded down, so that only all of them are 100%."""
+    return "100%" if n == total else "<.1%" if 1000 * n < total else f"{1000 * n // total / 10:.1f}%"
 
 
 if __name__ == "__main__":
