@@ -243,6 +243,11 @@ def test_the_screen_is_given_back() -> None:
     assert code == 0 and seen.rstrip().endswith(b"\x1b[?25h\x1b[?1049l")
 
 
+def test_ctrl_c_gives_the_screen_back_and_is_130_as_everywhere() -> None:
+    seen, code = in_terminal("tour", when=lambda seen: b"\x03" if b"q quit" in seen else None, timeout=60)
+    assert code == 130 and seen.rstrip().endswith(b"\x1b[?25h\x1b[?1049l")
+
+
 def test_in_a_pipe_all_pages_follow_one_another_without_colour() -> None:
     done = gptcli("tour", "--plain")
     text = done.stdout.decode()

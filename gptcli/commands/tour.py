@@ -147,7 +147,7 @@ class _Walk:
         try:
             with _keys(lambda: get_terminal_size((80, 24)) != self._size) as keys:
                 self._follow(keys)
-        except (KeyboardInterrupt, EOFError):
+        except EOFError:
             return
         finally:
             self._output.write("\x1b[?25h\x1b[?1049l")
