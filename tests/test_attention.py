@@ -54,6 +54,7 @@ def test_the_command_says_what_is_weighted_and_refuses_it_elsewhere(tiny_gpt2: P
     assert quick("xray", file, "--attention", "--weighted").stdout == made.stdout
     for arguments, said in (
         (("--weighted",), "no view that was asked for shows where heads look"),
+        (("--weighted",), "hint: add --attention"),
         (("--attention", "--weighted", "--format", "json"), "--format json holds looks and lengths"),
     ):
         done = quick("xray", "the cat sat", "-m", tiny_gpt2, *arguments)

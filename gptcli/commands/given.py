@@ -9,13 +9,13 @@ import typer
 from gptcli.errors import UsageError
 
 
-def refuse_given(ctx: typer.Context, names: Sequence[str], why: str) -> None:
-    """Raises UsageError if one of these parameters was given: it would do nothing."""
+def refuse_given(ctx: typer.Context, names: Sequence[str], why: str, *, hint: str = "") -> None:
+    """Raises UsageError if one of these parameters was given: it would do nothing. hint: instead of leaving it out."""
     for parameter in ctx.command.params:
         source = ctx.get_parameter_source(parameter.name or "")
         if parameter.name in names and source is not None and source.name == "COMMANDLINE":
             said = "a prompt" if parameter.name == "prompt" else max(parameter.opts, key=len)
-            raise UsageError(f"{why}, and {said} changes nothing there", hint=f"leave out {said}")
+            raise UsageError(f"{why}, and {said} changes nothing there", hint=hint or f"leave out {said}")
 
 
 def refuse_context(n_context: int | None, n_ctx: int, name: str) -> None:

@@ -262,4 +262,5 @@ def refuse_unused(ctx: typer.Context, show: Show) -> None:
     saves = ctx.params.get("save") is not None
     for option, (able, what) in ONLY.items():
         if not (views & {*able} or (option == "token" and saves)):
-            refuse_given(ctx, (option,), f"no view that was asked for {what}")
+            hint = "add --attention" if option == "weighted" else ""
+            refuse_given(ctx, (option,), f"no view that was asked for {what}", hint=hint)
