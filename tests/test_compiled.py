@@ -16,6 +16,7 @@ from zoo import built
 
 from gptcli import Checkpoint, Request, Sampling, compiled, few, generate, load, prepare, start
 from gptcli.cache import Cache
+from gptcli.commands.optimize import _text
 from gptcli.strips import Strips
 from gptcli.together import Together
 
@@ -72,6 +73,13 @@ def test_optimize_without_a_compiler_says_so_in_one_line_and_all_works() -> None
     done = gptcli("optimize", "shipped", env={"PATH": "/nowhere", "CXX": "/nowhere/g++"})
     assert done.returncode == 0 and not done.stdout
     assert done.stderr.count(b"\n") == 1 and b"no C++ compiler" in done.stderr
+
+
+def test_optimize_says_speeds_with_separators() -> None:
+    numbers = {"compiled_s": 0, "tokens_per_s_before": 4034.4, "tokens_per_s": 12159.3, "together_per_s": 40341.0}
+    names = {"model": "m", "quantize": "none", "dtype": "float32", "file": "f"}
+    said = _text({**numbers, **names, "largest_difference": 0.0, "largest_score": 1.0, "bytes": 1})
+    assert "4,034 -> 12,159 tokens/s" in said and "40,341" in said
 
 
 def test_optimize_says_in_json_too_that_nothing_was_compiled(tmp_path: Path) -> None:

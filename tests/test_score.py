@@ -14,6 +14,7 @@ from programs import gptcli, in_terminal, quick
 from zoo import built
 
 from gptcli import UsageError, load
+from gptcli.commands.score import _perplexity
 from gptcli.score import score
 
 
@@ -117,3 +118,11 @@ def test_colours_that_were_asked_for_reach_a_pipe(tiny_gpt2: Path) -> None:
     for choice, tinted in (("prob", True), ("always", True), ("auto", False), ("never", False)):
         out = quick("score", "hello the", "-m", tiny_gpt2, "--color", choice).stdout
         assert (b"\x1b[" in out) == tinted and b"bits per byte" in out
+
+
+@pytest.mark.parametrize(
+    ("x", "shown"),
+    [(12.3456, "12.35"), (999.99, "1000"), (59426.1, "59,426"), (2.5e8, "250,000,000"), (1.2e12, "1.2e+12")],
+)
+def test_a_perplexity_is_read_without_counting_digits(x: float, shown: str) -> None:
+    assert _perplexity(x) == shown

@@ -154,11 +154,11 @@ def _text(f: dict[str, Any]) -> str:
     made = f"compiled in {f['compiled_s']:.0f} s" if f["compiled_s"] else "was compiled before"
     together, same = "", ""
     if f["together_per_s"]:
-        together = f"; 8 at once, where they can be, {f['together_per_s']:.0f}"
+        together = f"; 8 at once, where they can be, {f['together_per_s']:,.0f}"
         same = ", those of 8 at once to those of one by one to the bit"
     kind = f["dtype"] if f["quantize"] == "none" else f"{f['quantize']}, {f['dtype']}"
     return (
-        f"{f['model']} ({kind}) {made}: {f['tokens_per_s_before']:.0f} -> {f['tokens_per_s']:.0f} tokens/s, "
+        f"{f['model']} ({kind}) {made}: {f['tokens_per_s_before']:,.0f} -> {f['tokens_per_s']:,.0f} tokens/s, "
         f"{f['tokens_per_s'] / f['tokens_per_s_before']:.1f} times as fast{together}\n"
         f"checked: scores equal to {f['largest_difference']:.1e} of {f['largest_score']:.3g}{same}; "
         f"kept as {f['file']} ({human(f['bytes'])})"

@@ -107,7 +107,12 @@ def _line(f: dict[str, Any]) -> str:
     n = f["dropped_tokens"]
     dropped = f", {n:,} tokens past the context left out (--stride scores them)" if n else ""
     return (
-        f"{f['bits_per_byte']:.4f} bits per byte, perplexity {f['perplexity']:.4g} a token, {f['nats_per_token']:.4f} "
-        f"nats a token ({f['documents']:,} document{'s' * (f['documents'] != 1)}, {f['tokens']:,} tokens, "
-        f"{f['bytes']:,} bytes{dropped})"
+        f"{f['bits_per_byte']:.4f} bits per byte, perplexity {_perplexity(f['perplexity'])} a token, "
+        f"{f['nats_per_token']:.4f} nats a token ({f['documents']:,} document{'s' * (f['documents'] != 1)}, "
+        f"{f['tokens']:,} tokens, {f['bytes']:,} bytes{dropped})"
     )
+
+
+def _perplexity(x: float) -> str:
+    """12.35, 59,426, 1.2e+12."""
+    return f"{x:,.0f}" if 1000 <= x < 1e9 else f"{x:.4g}"

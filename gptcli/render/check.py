@@ -10,7 +10,7 @@ from gptcli.render.safe import one_line
 
 
 def footer(scan: Scan, *more: str) -> Flow:
-    """lens(last) = logits ✓ 0 │ ledger error 2e-07 │ float32 cpu │ start token <s> │ tokenizer 32000 = head 32000."""
+    """lens(last) = logits ✓ 0 │ ledger error 2e-07 │ float32 cpu │ start token <s> │ tokenizer 32,000 = head 32,000."""
     c = scan.check
     parts = [f"lens(last) = logits ✓ {_small(max(c.lens, c.emitted or 0.0))}"]
     parts.append(f"no ledger: {c.no_ledger}" if c.ledger is None else f"ledger error ✓ {_small(c.ledger)}")
@@ -42,10 +42,10 @@ def weights(adapter: str | None, rounding: str | None) -> list[str]:
 def sizes(n: int, rows: int) -> str:
     """Whether the head has a row for each token, or more."""
     if n == rows:
-        return f"tokenizer {n} = head {rows}"
-    return (
-        f"tokenizer {n} < head {rows}: the rest is padding, not shown" if n < rows else f"tokenizer {n} > head {rows}"
-    )
+        return f"tokenizer {n:,} = head {rows:,}"
+    if n < rows:
+        return f"tokenizer {n:,} < head {rows:,}: the rest is padding, not shown"
+    return f"tokenizer {n:,} > head {rows:,}"
 
 
 def _small(x: float) -> str:

@@ -52,7 +52,7 @@ def draw(scan: Scan, position: int, *, colour: bool, light: bool = False) -> Ren
     notes = [
         ("", "vector: blue below 0, orange above" if colour else "vector: ▁ to █ above 0, ⣀ to ⣿ below"),
         ("cos", "cos: of a write to what it is added to; below 0 it takes away"),
-        ("rank", f"rank of {scan.check.n_head_rows} tokens"),
+        ("rank", f"rank of {scan.check.n_head_rows:,} tokens"),
     ]
     if scan.parallel:
         notes.append(("", "attention and mlp add at the same time"))
