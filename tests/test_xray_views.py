@@ -41,6 +41,7 @@ from gptcli.render.cell import (
     vector,
     window,
 )
+from gptcli.render.check import sizes
 from gptcli.scan import roles, run, scan, sources, table
 from gptcli.tour import page as page_of
 from gptcli.walk import walk as walk_back
@@ -160,6 +161,22 @@ def test_a_column_is_explained_where_it_is_shown(found: Scan, view: Any, width: 
     drawn = theme.drawn(view.draw(found, 5, colour=False), colour=False, width=width)
     heading = next(line for line in drawn.splitlines() if "|attn|/|x|" in line or "wrote" in line)
     assert ("cos: of a write" in drawn) == (" cos " in f"{heading} ")
+
+
+@pytest.mark.parametrize("first", [1.5, 1e4])
+@pytest.mark.parametrize("width", [60, 200])
+def test_a_mark_outside_the_scale_is_explained_where_it_is_shown(found: Scan, first: float, width: int) -> None:
+    states = torch.linspace(1, 2, (found.n_layer + 1) * found.n_positions).view(found.n_layer + 1, -1)
+    states[:, 0] = first
+    made = dataclasses.replace(found, lengths=dataclasses.replace(found.lengths, states=table(states)))
+    drawn = theme.drawn(lengths.draw(made, 5, colour=False), colour=False, width=width)
+    assert "⊥ position 0, outside the scale" in drawn if first > 2 and width == 200 else "⊥" not in drawn
+
+
+def test_sizes_in_footers_have_separators() -> None:
+    assert sizes(49152, 49152) == "tokenizer 49,152 = head 49,152"
+    assert sizes(49152, 50257).startswith("tokenizer 49,152 < head 50,257:")
+    assert sizes(50257, 49152) == "tokenizer 50,257 > head 49,152"
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])

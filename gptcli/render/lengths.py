@@ -46,15 +46,24 @@ class Map:
                 line.append(" ")
             yield line
         yield Text("      " + "".join(fit(label(scan, scan.ids[j]), 7) + " " for j in shown), "bold")
-        cut = rows_cut(self._rows, len(scan.cells.rows)), columns_cut(scan.n_positions, positions=shown)
-        if any(cut):
-            yield Flow(cut, indent=6)
+        marked = 0 in shown and any(self._outside(scan.lengths.states.number(i, 0)) for i in self._rows)
+        notes = (
+            rows_cut(self._rows, len(scan.cells.rows)), columns_cut(scan.n_positions, positions=shown),
+            "⊥ position 0, outside the scale" if marked else "",
+        )  # fmt: skip
+        if any(notes):
+            yield Flow(notes, indent=6)
+
+    def _share(self, x: float) -> float:
+        return (math.log(max(1e-9, x)) - self._low) / ((self._high - self._low) or 1.0)
+
+    def _outside(self, x: float) -> bool:
+        return not 0 <= self._share(x) <= 1
 
     def _cell(self, x: float, j: int) -> Text:
-        share = (math.log(max(1e-9, x)) - self._low) / ((self._high - self._low) or 1.0)
-        if j == 0 and not 0 <= share <= 1:
+        if j == 0 and self._outside(x):
             return Text(fit(f"⊥{compact(x)}", 7), "bold")
-        share = max(0.0, min(1.0, share))
+        share = max(0.0, min(1.0, self._share(x)))
         if not self._colour:
             return Text(fit(compact(x), 6) + level(share))
         return Text(fit(" " + compact(x), 7), shaded(share))
@@ -89,8 +98,6 @@ def draw(
         ("|x|", "|x|: length of the vector that enters"),
         ("cos", "cos: of a write to what it is added to; below 0 it takes away"),
     ]
-    if scan.n_positions > 1:
-        notes.append(("", "⊥ position 0, outside the scale"))
     title = Text.assemble(("how long the vectors are ", "bold"), ("(Euclidean norm, colours by its logarithm)", "dim"))
     second = Text.assemble(("\nwhat is written at ", "bold"))
     second.append(f"{label(scan, scan.ids[position])}, position {position}", "dim")
