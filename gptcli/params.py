@@ -110,6 +110,11 @@ class Account:
         return sum(matrix.n for matrix in self.matrices)
 
     @property
+    def n_matrices(self) -> int:
+        """Without the vectors: biases and norms."""
+        return sum(len(matrix.shape) > 1 for matrix in self.matrices)
+
+    @property
     def n_in_layer(self) -> int:
         return sum(matrix.n for matrix in self.matrices if matrix.layer == 0)
 

@@ -61,10 +61,19 @@ def test_every_page_is_filled_and_fits(guide: Guide, language: str, width: int) 
     words = texts(language)
     for i, key in enumerate(KEYS):
         page = guide.page(key)
-        assert names(words.bodies[key]) <= page.facts.keys()
+        assert names(words.bodies[key]) <= page.facts.keys() | {"marks"}
         shown = drawn(draw(page, words, n=i + 1, of=len(KEYS), width=width, colour=False), colour=False, width=width)
         assert "{" not in shown.replace("{{", "") or key not in ("generate", "budget")
         assert max(cell_len(line) for line in shown.splitlines()) <= width, key
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_what_was_given_and_what_was_written_are_told_apart_without_colour(guide: Guide, language: str) -> None:
+    page, words = guide.page("generate"), texts(language)
+    for colour, marks in ((True, 0), (False, 2)):  # in the sentence, and between prompt and answer
+        shown = drawn(draw(page, words, n=1, of=12, width=100, colour=colour), colour=False, width=100)
+        assert shown.count("│") == marks
+        assert (words.words["coloured"] in " ".join(shown.split())) == colour
 
 
 # --- the numbers -----------------------------------------------------------------------------------------------------
@@ -77,6 +86,14 @@ def test_nothing_is_changed_by_the_pages_that_train() -> None:
     for key in ("step", "finetuning"):
         guide.page(key)
     assert all(torch.equal(p, before[name]) for name, p in checkpoint.decoder.named_parameters())
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_page_of_numbers_counts_the_matrices_as_params_does(guide: Guide, language: str) -> None:
+    counted = gptcli("params").stdout.decode().splitlines()[0]
+    n = re.search(r"in (\d+) matrices", counted)[1]  # type: ignore[index]
+    shown = drawn(draw(guide.page("budget"), texts(language), n=5, of=12, width=100, colour=False), colour=False)
+    assert re.search(rf"\b{n}\b matrices|матрицах \(их {n}\)", " ".join(shown.split()))
 
 
 def test_the_step_shown_is_a_real_one(guide: Guide) -> None:

@@ -35,7 +35,7 @@ def draw(account: Account) -> RenderableType:
 
 
 def _head(account: Account) -> Text:
-    c, n = account.config, sum(len(m.shape) > 1 for m in account.matrices)
+    c, n = account.config, account.n_matrices
     head = Text.assemble((one_line(account.title), "bold"), "   ", (f"{account.n_params:,} parameters", "bold"))
     head.append(f" in {n:,} matrices\n")
     share = percent(account.n_in_layer * c.n_layer / account.n_params)

@@ -42,7 +42,8 @@ MOST_WIDTH = 100  # of a sentence; pictures take what there is
 
 def draw(page: Page, words: Texts, *, n: int, of: int, width: int, colour: bool) -> RenderableType:
     """The whole page, as high as it is."""
-    body = words.bodies[page.key].format(**page.facts)
+    marks = words.words["coloured" if colour else "plain"]
+    body = words.bodies[page.key].format(marks=marks, **page.facts)
     lines = textwrap.wrap(body, min(width, MOST_WIDTH))
     number = words.words["page"].format(n=n, of=of)
     title = Text(words.titles[page.key].format(**page.facts), "bold")
@@ -65,7 +66,7 @@ def picture(found: Picture, *, colour: bool) -> RenderableType:
     """What a page shows, in the article's colours."""
     match found:
         case Written():
-            return _text(found)
+            return _text(found, colour=colour)
         case OneByOne():
             return _Rows(found)
         case Exercises():
@@ -96,8 +97,8 @@ def _joined(tokens: Sequence[Token]) -> str:
     return safe(b"".join(token.raw for token in tokens).decode(errors="replace"))
 
 
-def _text(found: Written) -> Text:
-    return Text.assemble((_joined(found.prompt), GREEN), (_joined(found.answer), PINK))
+def _text(found: Written, *, colour: bool) -> Text:
+    return Text.assemble((_joined(found.prompt), GREEN), "" if colour else "│", (_joined(found.answer), PINK))
 
 
 def _piece(token: Token) -> str:

@@ -153,7 +153,12 @@ class Guide:
         from gptcli.catalogue import named
 
         n, large = self.account.n_params, named("gpt3").config.n_params()
-        facts = {"n_params": number(n), "gpt3": number(large), "times": number(round(large / n))}
+        facts = {
+            "n_params": number(n),
+            "n_matrices": number(self.account.n_matrices),
+            "gpt3": number(large),
+            "times": number(round(large / n)),
+        }
         return facts, Budget(account=self.account), f"gptcli params{self._target}"
 
     @property
