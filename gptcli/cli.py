@@ -31,11 +31,30 @@ OF_THE_PROGRAM = ("--help", "-h", "--version", "--install-completion", "--show-c
 def _printed() -> Iterator[None]:
     """Help, which typer writes. Raises GptcliError, as Output does, where standard output is closed or full."""
     Output()
+    _fold_names()
     try:
         yield
     except OSError as error:
         silence()
         raise GptcliError(f"cannot write to standard output: {error.strerror}") from None
+
+
+def _fold_names() -> None:
+    """Has typer break options between their names, or fold a name, in a narrow terminal: it would cut them off."""
+    from rich.highlighter import Highlighter
+    from rich.text import Text
+
+    class Folding(Highlighter):
+        def __init__(self, colours: Highlighter) -> None:
+            self._colours = colours
+
+        def highlight(self, text: Text) -> None:
+            text.plain, text.overflow = text.plain.replace(",-", ", -"), "fold"
+            self._colours.highlight(text)
+
+    rich_utils: Any = import_module("typer.rich_utils")
+    rich_utils.highlighter = Folding(rich_utils.OptionHighlighter())
+    rich_utils.negative_highlighter = Folding(rich_utils.NegativeOptionHighlighter())
 
 
 class _Group(TyperGroup):

@@ -283,6 +283,13 @@ def test_a_model_cannot_steer_the_terminal(tiny_gpt2: Path) -> None:
     assert gptcli(*m).stdout == b"\x1b\x1b\x1b"  # a pipe gets the bytes
 
 
+@pytest.mark.parametrize("columns", ["60", "80"])
+def test_help_in_a_narrow_terminal_cuts_no_name_off(columns: str) -> None:
+    for command in ("generate", "train"):
+        done = gptcli(command, "--help", env={"COLUMNS": columns})
+        assert done.returncode == 0 and "--" in done.stdout.decode() and "…" not in done.stdout.decode()
+
+
 def test_a_bare_call_at_a_terminal_shows_the_help() -> None:
     seen, code = in_terminal()
     assert code == 0 and b"Usage" in seen and b"generate" in seen and b"tokenize" in seen
