@@ -283,6 +283,15 @@ def test_a_model_cannot_steer_the_terminal(tiny_gpt2: Path) -> None:
     assert gptcli(*m).stdout == b"\x1b\x1b\x1b"  # a pipe gets the bytes
 
 
+def test_a_long_message_breaks_between_words_at_a_terminal_and_nowhere_in_a_pipe() -> None:
+    arguments = ("generate", "x", "-m", "no/such-model-as-this")
+    piped = gptcli(*arguments).stderr.decode()
+    seen, code = in_terminal(*arguments, size=(24, 50))
+    shown = seen.decode().rpartition("\x1b[K")[2]  # after "loading ..."
+    assert code == 3 and max(map(len, piped.splitlines())) > 50 >= max(map(len, shown.splitlines()))
+    assert shown.split() == piped.split()
+
+
 @pytest.mark.parametrize("columns", ["60", "80"])
 def test_help_in_a_narrow_terminal_cuts_no_name_off(columns: str) -> None:
     for command in ("generate", "train"):

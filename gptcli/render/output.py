@@ -57,8 +57,24 @@ def silence() -> None:
 
 
 def say(text: str, *, end: str = "\n") -> None:
-    """A line on standard error, made safe; lost without a word where nobody can hear it."""
-    tell(safe(text) + end)
+    """A line on standard error, made safe; lost without a word where nobody can hear it.
+
+    At a terminal it is broken between words, where the terminal would break them in the middle.
+    """
+    text, columns = safe(text), _columns()
+    if columns and len(text) > columns and "\n" not in text:  # a traceback stays as it is
+        from textwrap import fill  # here: few messages are that long
+
+        text = fill(text, columns, break_long_words=False, break_on_hyphens=False, replace_whitespace=False)
+    tell(text + end)
+
+
+def _columns() -> int:
+    """How wide the terminal is that standard error leads to; 0 where it leads to none, or that is not known."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns if hears() else 0
+    except (OSError, ValueError):
+        return 0
 
 
 def tell(text: str) -> None:
