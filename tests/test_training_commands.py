@@ -6,6 +6,7 @@ import json
 import math
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -426,6 +427,35 @@ def test_in_a_pipe_there_are_plain_lines(corpus: Path, tmp_path: Path) -> None:
     assert sum(line.startswith("step ") for line in lines) >= 3
     assert "\x1b" not in done.stderr.decode()
     assert gptcli("train", corpus, "--out", tmp_path / "q", *SMALL, "--steps", "1", "-q").stderr == b""
+
+
+def test_a_run_ends_with_what_was_saved_and_what_runs_it(corpus: Path, trained: Path, tmp_path: Path) -> None:
+    commands = {
+        "a model": ("train", corpus, *SMALL),
+        "tuned": ("finetune", trained, corpus, "--no-compile"),
+        "adapter": ("finetune", trained, corpus, "--no-compile", "--lora", "2"),
+    }
+    for name, command in commands.items():
+        out = tmp_path / name
+        said = quick(*command, "--out", out, "--steps", "1").stderr.decode().splitlines()[-1]
+        saved, _, run = said.partition("; now: ")
+        assert saved == f"gptcli: saved in {out}"
+        assert shlex.split(run) == [
+            "gptcli",
+            "generate",
+            "-m",
+            *([str(trained), "--adapter"] * (name == "adapter")),
+            str(out),
+        ]
+        assert quick(*shlex.split(run)[1:], "hello", "-n", "1").returncode == 0
+
+
+def test_a_text_that_gives_a_smaller_vocabulary_than_asked_for_is_said_to(corpus: Path, tmp_path: Path) -> None:
+    for n, fewer in (("300", False), ("2000", True)):
+        out = tmp_path / n
+        done = quick("train", corpus, "--out", out, *SMALL, "--vocab", n, "--steps", "1")
+        said = f"gptcli: the text gives no more than {look(str(out)).config.n_vocab} tokens"
+        assert done.returncode == 0 and (said in done.stderr.decode().splitlines()) == fewer
 
 
 # --- finetune, adapters ----------------------------------------------------------------------------------------------

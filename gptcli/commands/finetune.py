@@ -21,6 +21,7 @@ from gptcli.commands.fitting import (
     fit,
     manner,
     new_run,
+    say_saved,
     training_from,
 )
 from gptcli.commands.given import refuse_given
@@ -236,3 +237,4 @@ def _run(plan: Plan, out: Path, device: str, watch: Watch, loaded: Checkpoint | 
             save(checkpoint, folder)
 
     fit(training, out, write, checkpoint.tokenizer, watch)
+    say_saved(out, watch, base=plan.name if rank else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
 import shutil
 import signal
 import time
@@ -347,6 +348,14 @@ def fit(
         if panel:
             panel.close()
     return last
+
+
+def say_saved(out: Path, watch: Watch, *, base: str | None = None) -> None:
+    """Where the result of a run is, and what runs it. base: the model that it is an adapter of."""
+    folder = shlex.quote(str(out))
+    chosen = f"-m {folder}" if base is None else f"-m {shlex.quote(base)} --adapter {folder}"
+    if not watch.quiet:
+        say(f"gptcli: saved in {out}; now: gptcli generate {chosen}")
 
 
 def kept_log(out: Path) -> TextIO:

@@ -24,6 +24,7 @@ from gptcli.commands.fitting import (
     fit,
     manner,
     new_run,
+    say_saved,
     training_from,
 )
 from gptcli.commands.given import refuse_given
@@ -193,9 +194,11 @@ def _prepared(
         clear(run)
         texts = corpus.keep_stdin(files, run)
         if library is None:
-            hear(f"gptcli: learning a vocabulary of {shape.n_vocab} tokens ...")
+            hear(f"gptcli: learning a vocabulary of {shape.n_vocab:,} tokens ...")
             library = corpus.train_tokenizer(corpus.documents(texts), shape.n_vocab)
-            shape = dataclasses.replace(shape, n_vocab=corpus.n_ids(library))
+            if (n := corpus.n_ids(library)) < shape.n_vocab:
+                hear(f"gptcli: the text gives no more than {n:,} tokens")
+            shape = dataclasses.replace(shape, n_vocab=n)
         end_id = corpus.end_of(library)
         corpus.write_tokenizer(library, run, shape.n_ctx)
         hear("gptcli: turning the text into tokens ...")
@@ -277,6 +280,7 @@ def _run(out: Path, recipe: Recipe, device: str, watch: Watch) -> None:
             f"{passes:.2f} passes over {tokens.n_train:,} tokens, " + manner(recipe)
         )
     fit(training, out, lambda folder: save(checkpoint, folder), checkpoint.tokenizer, watch)
+    say_saved(out, watch)
 
 
 def _checkpoint(run: Path, saved: Path | None, device: Any, seed: int) -> Checkpoint:
