@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -139,9 +138,19 @@ def load(
 
 
 def load_layout(
-    layout: Layout, *, device: str = "auto", dtype: str = "auto", quantize: str = "none", ahead: Ahead | None = None
+    layout: Layout,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str = "none",
+    ahead: Ahead | None = None,
+    on_rounding: Callable[[], None] | None = None,
 ) -> Checkpoint:
-    """Loads what `look` has found. ahead: the files' bytes, if they are being read already."""
+    """Loads what `look` has found.
+
+    ahead: the files' bytes, if they are being read already. on_rounding: called before matrices are rounded whose
+    rounded form is kept from then on, which takes longer than loading.
+    """
     where = pick_device(device)
     kind = STORED[layout.runs_as(where.type)] if dtype == "auto" else DTYPES.get(dtype)
     if kind is None:
@@ -156,8 +165,10 @@ def load_layout(
     check_fits(need - there, where, what="the weights")
     with ThreadPoolExecutor(1) as beside:  # a large vocabulary takes a third of the time that the weights do
         reading = beside.submit(Tokenizer.from_folder, layout.source.folder, n_vocab=layout.config.n_vocab)
-        fill = partial(_fill, ahead=ahead) if quantize == "none" else partial(_rounded, bits=cast(Bits, quantize))
-        decoder = fill(layout, where, kind)
+        if quantize == "none":
+            decoder = _fill(layout, where, kind, ahead=ahead)
+        else:
+            decoder = _rounded(layout, where, kind, cast(Bits, quantize), on_rounding)
         tokenizer = reading.result()
     give_back()
     eos_ids = layout.eos_ids | tokenizer.eos_ids
@@ -216,7 +227,9 @@ def _fill(
     return decoder.eval()
 
 
-def _rounded(layout: Layout, device: torch.device, dtype: torch.dtype, bits: Bits) -> Decoder:
+def _rounded(
+    layout: Layout, device: torch.device, dtype: torch.dtype, bits: Bits, on_rounding: Callable[[], None] | None
+) -> Decoder:
     """The same with rounded matrices; found in the user's cache, or rounded now and kept there."""
     check_kernel(bits, device)
     if device.type != "cpu":
@@ -226,6 +239,8 @@ def _rounded(layout: Layout, device: torch.device, dtype: torch.dtype, bits: Bit
         decoder = Decoder(layout.config)
     if restore(decoder, file, dtype):
         return decoder.eval()
+    if on_rounding:
+        on_rounding()
     decoder = _fill(layout, device, dtype, bits)
     if kept(layout, dtype, bits) == file:  # the weights are still those that were looked at
         keep(decoder, file)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import gptcli
+from programs import gptcli, in_terminal
 from safetensors.torch import load_file, save_file
 from torch import nn
 from zoo import built
@@ -280,3 +280,10 @@ def test_rounded_weights_are_no_checkpoint_to_save(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="rounded weights"):
         save(load(str(WEIGHTS), quantize="int8"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_person_who_waits_for_the_rounding_is_told_so_once(tiny_gpt2: Path, tmp_path: Path) -> None:
+    command = ("generate", "hello", "-m", tiny_gpt2, "-n", "1", "--quantize", "int4")
+    first, again = (in_terminal(*command, env={"XDG_CACHE_HOME": str(tmp_path)})[0] for _ in range(2))
+    assert b"rounding to 4 bits, once ..." in first and b"loading ..." in again
+    assert b"rounding" not in again

@@ -56,8 +56,12 @@ def load_chosen(
     rounded: whether --quantize counts here, and as what: for the fast kernels, or as ordinary matrices to look into.
     """
     waiting = hears() and not settle(flags)["quiet"].value
-    if waiting:
-        tell("\x1b[2mloading ...\x1b[0m")
+
+    def wait(what: str) -> None:
+        if waiting:
+            tell(f"\r\x1b[2m{what} ...\x1b[0m")
+
+    wait("loading")
     try:
         layout, settings = look_chosen(flags, adapter=adapter, revision=revision, allow=allow)
         bits: Any = settings["quantize"].value if rounded != "never" else "none"
@@ -67,7 +71,10 @@ def load_chosen(
         with no_garbage_collection():  # what torch makes when it is imported stays: looking through it takes 0.2 s
             from gptcli.checkpoint import load_layout
         gc.freeze()
-        checkpoint = load_layout(layout, device=device, dtype=dtype, quantize=now, ahead=ahead)
+        rounding = f"rounding to {bits.removeprefix('int')} bits"
+        checkpoint = load_layout(
+            layout, device=device, dtype=dtype, quantize=now, ahead=ahead, on_rounding=lambda: wait(f"{rounding}, once")
+        )
         if adapter is not None:
             from gptcli.lora import apply
             from gptcli.model_choice import adapter_folder
@@ -77,6 +84,7 @@ def load_chosen(
             from gptcli.quantize import quantize, whole
 
             if bits != now:
+                wait(rounding)
                 quantize(checkpoint.decoder, bits)
             if rounded == "whole":
                 whole(checkpoint.decoder)
