@@ -53,8 +53,9 @@ def _fold_names() -> None:
             self._colours.highlight(text)
 
     rich_utils: Any = import_module("typer.rich_utils")
-    rich_utils.highlighter = Folding(rich_utils.OptionHighlighter())
-    rich_utils.negative_highlighter = Folding(rich_utils.NegativeOptionHighlighter())
+    for name, kind in (("highlighter", "OptionHighlighter"), ("negative_highlighter", "NegativeOptionHighlighter")):
+        if found := getattr(rich_utils, kind, None):  # a typer that has it otherwise cuts, as it always did
+            setattr(rich_utils, name, Folding(found()))
 
 
 class _Group(TyperGroup):

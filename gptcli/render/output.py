@@ -59,10 +59,12 @@ def silence() -> None:
 def say(text: str, *, end: str = "\n") -> None:
     """A line on standard error, made safe; lost without a word where nobody can hear it.
 
-    At a terminal it is broken between words, where the terminal would break them in the middle.
+    At a terminal it is broken between words, where the terminal would break them in the middle; but not where it names
+    a command, which is to be copied in one piece.
     """
     text, columns = safe(text), _columns()
-    if columns and len(text) > columns and "\n" not in text:  # a traceback stays as it is
+    names_command = "gptcli " in text.removeprefix("gptcli: ")
+    if columns and len(text) > columns and not names_command and "\n" not in text:  # a traceback stays as it is
         from textwrap import fill  # here: few messages are that long
 
         text = fill(text, columns, break_long_words=False, break_on_hyphens=False, replace_whitespace=False)
