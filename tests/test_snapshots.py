@@ -26,10 +26,11 @@ from gptcli.trace_file import save as save_trace
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 RENEW = os.environ.get("RENEW_SNAPSHOTS") == "1"
-GROUNDS = {  # name: how it is drawn, and at which widths
-    "plain.txt": ({"colour": False, "light": False}, (60, 80, 120, 200)),
-    "dark.ansi": ({"colour": True, "light": False}, (60, 120)),
-    "light.ansi": ({"colour": True, "light": True}, (80, 200)),
+WIDTHS = (60, 80, 120, 200)
+GROUNDS = {  # how a picture is drawn
+    "plain.txt": {"colour": False, "light": False},
+    "dark.ansi": {"colour": True, "light": False},
+    "light.ansi": {"colour": True, "light": True},
 }
 
 
@@ -61,13 +62,14 @@ def trace(tiny_gpt2: Path) -> Scan:
 
 @pytest.mark.parametrize("ground", GROUNDS)
 @pytest.mark.parametrize(
-    "view", ["grid", "track", "ledger", "head", "attention", "norms", "walk", "neurons", "flow", "rollout", "strip"]
-)
+    "view",
+    ["grid", "track", "ledger", "head", "attention", "weighted", "roles", "norms", "walk", "neurons", "flow", "rollout",
+     "occlusion", "draw", "what-if", "mosaic", "versus", "strip"],
+)  # fmt: skip
 def test_a_view_is_drawn_as_it_was(trace: Scan, view: str, ground: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLORTERM", "truecolor")
-    how, widths = GROUNDS[ground]
-    pictures = []
-    for width in widths:
+    how, pictures = GROUNDS[ground], []
+    for width in WIDTHS:
         picture = (
             strips(trace, width=width, **how)
             if view == "strip"
