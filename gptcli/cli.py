@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
@@ -32,6 +33,8 @@ def _printed() -> Iterator[None]:
     """Help, which typer writes. Raises GptcliError, as Output does, where standard output is closed or full."""
     Output()
     _fold_names()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # the text has signs that ASCII has not
     try:
         yield
     except OSError as error:
@@ -90,9 +93,9 @@ def program(name: str | None = None) -> typer.Typer:
     return app
 
 
-def _paragraphs(doc: str) -> str:
+def _paragraphs(doc: str | None) -> str:
     """A docstring for the help, which breaks lines as wide as the terminal is, and not where the source does."""
-    return "\n\n".join(" ".join(part.split()) for part in doc.split("\n\n"))
+    return "\n\n".join(" ".join(part.split()) for part in (doc or "").split("\n\n"))  # none under python -OO
 
 
 def _version(wanted: bool) -> None:
@@ -146,6 +149,8 @@ def _quiet() -> bool:
 def run(arguments: list[str]) -> int:
     """Runs one command line and returns its exit code; errors become one line on standard error."""
     meant = ""
+    if len(os.environ.get("COLUMNS", "")) > 4:  # wider than any screen; every blank would be written
+        os.environ["COLUMNS"] = "9999"
     try:
         word, meant = arguments[:1], misspelled(arguments)
         arguments = with_default(arguments)
@@ -154,14 +159,10 @@ def run(arguments: list[str]) -> int:
         if meant and not {"-q", "--quiet"} & {*arguments} and not _quiet():
             say(f"gptcli: note: {word[0]!r} is not a command, so it was a prompt; did you mean gptcli {meant}?")
         return code
-    except GptcliError as error:
-        return _report(error, error.message, error.hint, error.exit_code)
-    except _UsageProblem as error:
-        context = error.ctx
-        command = context.command_path if context else "gptcli"
-        hint = f"did you mean gptcli {meant}?" if meant else f"see {command} --help"
-        return _report(error, error.format_message().rstrip("."), hint, 2)
     except ClosedPipe:
+        return 141
+    except BrokenPipeError:
+        silence()
         return 141
     except (KeyboardInterrupt, typer.Abort):
         return 130
@@ -170,13 +171,37 @@ def run(arguments: list[str]) -> int:
             silence()
             return 141
         raise
-    except MemoryError as error:
-        return _report(error, "out of memory", "try a smaller model, or --dtype bfloat16", 5)
-    except Exception as error:
-        message = f"unexpected {type(error).__name__}: {error}"
-        return _report(error, message, "this is a fault of gptcli; GPTCLI_DEBUG=1 shows where", 1)
+    except BaseException as error:
+        return _answered(error, meant)
 
 
+def _answered(error: BaseException, meant: str) -> int:
+    """One line that says what went wrong, and the exit code. meant: the command that may have been misspelled."""
+    match error:
+        case GptcliError():
+            return _report(error, error.message, error.hint, error.exit_code)
+        case _ if isinstance(error, _UsageProblem):
+            command = error.ctx.command_path if error.ctx else "gptcli"
+            hint = f"did you mean gptcli {meant}?" if meant else f"see {command} --help"
+            return _report(error, error.format_message().rstrip("."), hint, 2)
+        case MemoryError():
+            return _report(error, "out of memory", SMALLER, 5)
+        case RuntimeError() if "not enough memory" in str(error) or "tried to allocate" in str(error):  # torch's
+            return _report(error, "out of memory", SMALLER, 5)
+        case OSError():  # a name that is too long, a folder that is not ours to look into
+            where = f"{os.fsdecode(error.filename)[:200]}: " if isinstance(error.filename, str | bytes) else ""
+            return _report(error, f"{where}{error.strerror or error}", "", 1)
+        case UnicodeEncodeError() if error.reason == "surrogates not allowed":
+            return _report(error, "a name that is not UTF-8 cannot be written down here", "rename it", 2)
+        case Exception():
+            message = f"unexpected {type(error).__name__}: {error}"
+            return _report(error, message, "this is a fault of gptcli; GPTCLI_DEBUG=1 shows where", 1)
+        case _ if type(error).__name__ == "PanicException":  # of a library in Rust; no Exception
+            return _report(error, f"the tokenizers library failed: {error}", "the tokenizer may be damaged", 4)
+    raise error
+
+
+SMALLER = "try a smaller model, a shorter text, or --dtype bfloat16"
 _UsageProblem: Any = typer.BadParameter.__mro__[1]  # click's UsageError, which typer carries and does not export
 
 

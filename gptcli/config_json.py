@@ -77,8 +77,9 @@ class Reader:
         self._values, self.where, self._read, self._allow = dict(values), where, set(allow), tuple(allow)
 
     def _bad(self, key: str, expected: str) -> BadCheckpoint:
-        value = str(self._values.get(key))[:40]
-        return BadCheckpoint(f"{self.where}: '{key}' is {value!r}, expected {expected}")
+        names = (key, *ALIASES.get(key, ()), SECOND.get(key, key))
+        name = next((name for name in names if self._values.get(name) is not None), key)
+        return BadCheckpoint(f"{self.where}: '{name}' is {str(self._values.get(name))[:40]!r}, expected {expected}")
 
     def get(self, key: str) -> Any:
         """The raw value under any of its spellings; None when absent. Two of ALIASES that disagree are an error."""

@@ -106,6 +106,8 @@ def keep_stdin(files: Sequence[str], folder: Path, field: str = "text") -> list[
     if "-" not in files:
         return list(files)
     kept = folder / "stdin.txt"
+    if sys.stdin is None:
+        raise UsageError("standard input is closed", hint="name a file")
     with kept.open("wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
     try:
@@ -199,15 +201,16 @@ def read_tokenizer(path: Path) -> Library:
     """A tokenizer.json, or the one in a folder, judged as strangers' are. Raises BadCheckpoint, NotFound."""
     from tokenizers import Tokenizer as Library
 
-    from gptcli.tokens import Tokenizer
+    from gptcli.tokens import Tokenizer, guard
 
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise NotFound(f"there is no tokenizer at {path}")
     Tokenizer(read_object(file, limit=128 << 20), {}, n_vocab=None, where=file.name)
-    library = Library.from_file(str(file))
-    _plainly(library)
-    _alone(library)
+    with guard(f"{file.name}: the tokenizers library cannot use it", BadCheckpoint):
+        library = Library.from_file(str(file))
+        _plainly(library)
+        _alone(library)
     if library.token_to_id(END) is None:
         library.add_special_tokens([END])  # under an id that is the number of tokens
         if len({*library.get_vocab().values()}) < library.get_vocab_size():
@@ -327,11 +330,14 @@ def encoder(tokenizer: Path) -> tuple[Callable[[list[str]], list[list[int]]], st
     """The function that turns texts into ids, many at a time, and the sha256 of the tokenizer's file."""
     from tokenizers import Tokenizer
 
+    from gptcli.tokens import guard
+
     library = Tokenizer.from_file(str(tokenizer))
     _plainly(library)
 
     def encode(texts: list[str]) -> list[list[int]]:
-        return [e.ids for e in library.encode_batch_fast(texts, add_special_tokens=False)]
+        with guard("the tokenizers library failed on this text", GptcliError):
+            return [e.ids for e in library.encode_batch_fast(texts, add_special_tokens=False)]
 
     return encode, hashlib.sha256(tokenizer.read_bytes()).hexdigest()
 

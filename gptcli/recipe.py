@@ -9,7 +9,8 @@ as if it was not.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Literal
 
@@ -22,12 +23,16 @@ Precision = Literal["bfloat16", "float32"]
 TOKENS, WARMUP, DECAY = 300_000_000_000, 375_000_000, 260_000_000_000  # Appendix B
 RAMP_FROM, RAMP = 32_000, 12_000_000_000  # "over the first 4-12 billion tokens", longer for larger models
 
+MOST = 10**12  # steps, sequences, tokens of a sequence
+KINDS: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One training run. A batch is `batch` sequences of `n_ctx` tokens; token counts are of tokens predicted.
 
-    Raises UsageError for counts below 1, and for a learning rate that is no number above 0.
+    Raises UsageError for counts below 1 or above MOST, and for a learning rate that is no number above 0; TypeError for
+    what is of another kind.
     """
 
     n_steps: int
@@ -53,9 +58,13 @@ class Recipe:
     micro_batch: int = 0  # sequences sent through the decoder at once; 0: as many as fit
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            kinds, value = KINDS.get(str(field.type), (str,)), getattr(self, field.name)
+            if type(value) not in kinds:
+                raise TypeError(f"{field.name} is {str(value)[:40]!r}")
         for name in ("n_steps", "n_ctx", "batch"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be 1 or more, not {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= MOST:
+                raise UsageError(f"{name} must be from 1 to {MOST:,}, not {str(getattr(self, name))[:40]}")
         if not (0 < self.learning_rate < math.inf and 0 <= self.floor <= 1):
             raise UsageError(f"the learning rate must be above 0, not {self.learning_rate}")
 

@@ -59,7 +59,7 @@ class Tokenizer:
         rules = {key: data.get(key) for key in ("version", "normalizer", "pre_tokenizer")}
         rules |= dict.fromkeys(("truncation", "padding", "post_processor")) | {"decoder": decoder, "added_tokens": []}
         rules["model"] = {"type": "BPE", "vocab": {}, "merges": []}
-        with _guard(f"{where}: the tokenizers library cannot use it", BadCheckpoint):
+        with guard(f"{where}: the tokenizers library cannot use it", BadCheckpoint):
             # The model is handed over by itself: as JSON it would be written and read once more, at twice the time.
             self._library = tokenizers.Tokenizer.from_str(json.dumps(rules))
             self._library.model = tokenizers.models.BPE(**model)
@@ -94,7 +94,7 @@ class Tokenizer:
         prefix = self._bos if bos else () if bos is False else self._prefix
         if bos and not prefix:
             raise UsageError("this tokenizer has no start token", hint="leave out --add-bos")
-        with _guard("the tokenizers library failed on this text", GptcliError):
+        with guard("the tokenizers library failed on this text", GptcliError):
             ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
         return ids if tuple(ids[: len(prefix)]) == prefix else [*prefix, *ids]
 
@@ -167,7 +167,7 @@ class Tokenizer:
     def _self_test(self, where: str) -> None:
         """Our bytes of each token, joined, are the library's text: it fails for a scheme that was misread."""
         for text in _PROBES:
-            with _guard(f"{where}: the tokenizers library failed on {text!r}", BadCheckpoint):
+            with guard(f"{where}: the tokenizers library failed on {text!r}", BadCheckpoint):
                 ids = self._library.encode(text, add_special_tokens=False).ids
                 theirs = self._library.decode(ids)
             # The library decodes an added token as if GPT-2's letters spelled it, so an added "é" comes out broken.
@@ -204,7 +204,7 @@ _BYTE_OF = {letter: byte for byte, letter in _LETTER_OF.items()}
 
 
 @contextmanager
-def _guard(message: str, kind: type[GptcliError]) -> Iterator[None]:
+def guard(message: str, kind: type[GptcliError]) -> Iterator[None]:
     """Turns whatever the library raises into our error: a Rust panic is a BaseException, and slips past Exception."""
     try:
         yield

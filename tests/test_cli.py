@@ -283,6 +283,39 @@ def test_a_model_cannot_steer_the_terminal(tiny_gpt2: Path) -> None:
     assert gptcli(*m).stdout == b"\x1b\x1b\x1b"  # a pipe gets the bytes
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("tokenize", "hi", "-m"), ("generate", "hi", "-n", "1", "--adapter"), ("diff", "shipped"), ("xray", "--diff", "x"),
+     ("params",), ("examples", "a b c", "-m"), ("train", "x.txt", "--out"), ("train", "--resume", "--out")],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_name_that_is_too_long_is_one_line_and_no_fault_of_ours(words: tuple[str, ...]) -> None:
+    done = gptcli(*words, "a" * 300 + (".xray" if words[0] == "xray" else ""))
+    said = complaint(done)
+    assert done.returncode in (1, 2, 3) and "unexpected" not in said and "fault of gptcli" not in said
+
+
+def test_it_runs_without_docstrings_and_its_help_in_ascii(tiny_gpt2: Path) -> None:
+    assert gptcli("info", tiny_gpt2, env={"PYTHONOPTIMIZE": "2"}).returncode == 0
+    done = gptcli("generate", "--help", env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and b"--logit-bias" in done.stdout
+
+
+def test_a_width_that_no_screen_has_is_not_filled_with_blanks() -> None:
+    done = gptcli("params", "nano", env={"COLUMNS": "99999999"})
+    assert done.returncode == 0 and len(done.stdout) < 1_000_000
+
+
+def test_memory_that_torch_is_refused_is_no_fault_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gptcli.cli as cli
+
+    def full(name: str | None = None) -> None:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(cli, "program", full)
+    assert cli.run(["info"]) == 5
+
+
 def test_a_long_message_breaks_between_words_at_a_terminal_and_nowhere_in_a_pipe() -> None:
     arguments = ("generate", "x", "-m", "no/such-model-as-this")
     piped = gptcli(*arguments).stderr.decode()

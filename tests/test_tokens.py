@@ -16,7 +16,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from gptcli.errors import BadCheckpoint, GptcliError, Unsupported, UsageError
 from gptcli.text_stream import TextStream
-from gptcli.tokens import Tokenizer, _guard, show
+from gptcli.tokens import Tokenizer, guard, show
 
 SHARED = Path(__file__).parents[2] / "shared"
 CORPUS = ["the cat sat on the mat, and the other cat sat there too", "don't\n\tcount 1234 cats", "caf\u00e9 na\u00efve"]
@@ -479,10 +479,10 @@ def test_the_guard_lets_only_the_python_exits_through() -> None:
     class PanicException(BaseException):
         pass
 
-    with pytest.raises(GptcliError, match="here: no entry found"), _guard("here", GptcliError):
+    with pytest.raises(GptcliError, match="here: no entry found"), guard("here", GptcliError):
         raise PanicException("no entry\nfound")
     for kind in (KeyboardInterrupt, SystemExit, GeneratorExit):
-        with pytest.raises(kind), _guard("here", GptcliError):
+        with pytest.raises(kind), guard("here", GptcliError):
             raise kind
 
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import tiny
@@ -882,6 +883,70 @@ def test_a_folder_that_happens_to_be_named_run_is_left_alone(
     model = [trained] if command == "finetune" else []
     said = complaint(quick(command, *model, corpus, "--out", out))
     assert "exists already" in said and (own / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--steps", "9" * 21], "n_steps must be from 1 to 1,000,000,000,000"),
+        (["--layers", "1000000"], "'num_layers' is '1000000', expected an integer from 1 to 10000"),
+        (["--context", "1000000000000"], "no such model can be made"),
+    ],
+)
+def test_a_size_that_cannot_be_is_a_wrong_option_and_leaves_nothing(
+    words: list[str], says: str, corpus: Path, tmp_path: Path
+) -> None:
+    done = quick("train", corpus, "--out", tmp_path / "m", *SMALL, *words, "-q")
+    assert done.returncode == 2 and says in complaint(done)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["null", "3", "[]", "{}", '{"step": 1}', '{"step": "x", "loss": 1}', "[" * 5000, '{"step": 1, "loss": 1e308}'],
+)
+def test_metrics_that_are_none_of_ours_do_not_stop_a_run(line: str, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    assert quick("train", corpus, "--out", out, *SMALL, "--steps", "2").returncode == 0
+    (out / "metrics.jsonl").write_text(line + "\n")
+    done = quick("train", "--resume", "--out", out, "--steps", "3")
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_a_recipe_with_a_number_of_another_kind_is_one_line(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    assert quick("train", corpus, "--out", out, *SMALL, "--steps", "2").returncode == 0
+    kept = json.loads((out / "run" / "recipe.json").read_text())
+    kept["recipe"]["micro_batch"] = "4"
+    (out / "run" / "recipe.json").write_text(json.dumps(kept))
+    done = quick("train", "--resume", "--out", out, "--steps", "3")
+    assert done.returncode == 4 and "is not a recipe: micro_batch is '4'" in complaint(done)
+
+
+def test_the_curve_of_a_folder_with_a_wild_name_is_an_xml_that_can_be_read(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o\x1b]0;hi\x07x"
+    assert quick("train", corpus, "--out", out, *SMALL, "--steps", "2").returncode == 0
+    ElementTree.parse(out / "loss.svg")
+    assert not set("\x1b\x07") & set((out / "loss.svg").read_text())
+
+
+@pytest.mark.parametrize("command", ["train", "finetune"])
+def test_standard_input_that_is_closed_is_one_line(command: str, trained: Path, tmp_path: Path) -> None:
+    words = [*([trained] if command == "finetune" else []), "-", "--out", tmp_path / "m"]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *PROGRAM, command, *words],
+        env=environment(),
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 2 and "standard input is closed" in complaint(done)
+
+
+def test_a_tokenizer_that_the_library_cannot_use_is_one_line(trained: Path, corpus: Path, tmp_path: Path) -> None:
+    values = json.loads((trained / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values | {"truncation": "x"}))
+    done = quick("train", corpus, "--out", tmp_path / "m", "--tokenizer", tmp_path / "tokenizer.json", "--steps", "1")
+    assert done.returncode == 4 and "the tokenizers library cannot use it" in complaint(done)
 
 
 def test_a_run_that_goes_on_counts_what_is_left(corpus: Path, tmp_path: Path) -> None:

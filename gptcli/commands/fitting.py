@@ -384,12 +384,16 @@ def picture(records: Sequence[Mapping[str, Any]], *, title: str) -> str:
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; one that was cut off by a crash ends it."""
+    """The lines of metrics.jsonl; one that was cut off by a crash, or is none of ours, ends it."""
     found = list[dict[str, Any]]()
     path = out / "metrics.jsonl"
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
-            found.append(json.loads(text))
-        except ValueError:
+            record = json.loads(text)
+            numbers = [record["step"], record["loss"], record.get("validation", 0.0)]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             break
+        if any(type(x) not in (int, float) or not abs(x) < 1e30 for x in numbers):
+            break
+        found.append(record)
     return found

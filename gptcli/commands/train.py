@@ -165,7 +165,10 @@ def _able(shape: Size, tokenizer: Path | None, asked: Asked, device: str) -> tup
     library = None if tokenizer is None else read_tokenizer(tokenizer)
     if library is not None:
         shape = dataclasses.replace(shape, n_vocab=n_ids(library))
-    config = FAMILIES["gpt_neo"].read(Reader(config_json(shape, end_id=0), "config.json"))
+    try:
+        config = FAMILIES["gpt_neo"].read(Reader(config_json(shape, end_id=0), "its config.json"))
+    except BadCheckpoint as error:
+        raise UsageError(f"no such model can be made: {error.message}") from None
     check_training_fits(dataclasses.replace(config, tied=True).n_params(), where, hint="choose a smaller --size")
     return shape, library
 

@@ -8,6 +8,7 @@ from html import escape
 from itertools import pairwise
 
 from gptcli.render import theme
+from gptcli.render.safe import one_line
 
 Point = tuple[float, float]
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # braille, row by row from the top
@@ -90,9 +91,9 @@ def svg(loss: Sequence[Point], validation: Sequence[Point], *, title: str) -> st
     text = 'font-family="ui-sans-serif, Helvetica, Arial, sans-serif" font-size="13" fill="#2b2b2b"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
-        f"<title>{escape(title)}</title>",
+        f"<title>{escape(one_line(title))}</title>",
         f'<rect width="{width}" height="{height}" fill="#fafaf8"/>',
-        f'<text x="{left}" y="26" {text} font-weight="600">{escape(title)}</text>',
+        f'<text x="{left}" y="26" {text} font-weight="600">{escape(one_line(title))}</text>',
     ]
     for tick in _ticks(low, high):
         left_end, there = at(x0, tick).split(",")
