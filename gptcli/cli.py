@@ -190,7 +190,7 @@ def _answered(error: BaseException, meant: str) -> int:
             return _report(error, "out of memory", SMALLER, 5)
         case OSError():  # a name that is too long, a folder that is not ours to look into
             where = f"{os.fsdecode(error.filename)[:200]}: " if isinstance(error.filename, str | bytes) else ""
-            return _report(error, f"{where}{error.strerror or error}", "", 1)
+            return _report(error, f"{where}{error.strerror or error}", "check its name and who may read or write it", 1)
         case UnicodeEncodeError() if error.reason == "surrogates not allowed":
             return _report(error, "a name that is not UTF-8 cannot be written down here", "rename it", 2)
         case Exception():

@@ -77,9 +77,13 @@ class Reader:
         self._values, self.where, self._read, self._allow = dict(values), where, set(allow), tuple(allow)
 
     def _bad(self, key: str, expected: str) -> BadCheckpoint:
-        names = (key, *ALIASES.get(key, ()), SECOND.get(key, key))
-        name = next((name for name in names if self._values.get(name) is not None), key)
+        name = self._spelling(key)
         return BadCheckpoint(f"{self.where}: '{name}' is {str(self._values.get(name))[:40]!r}, expected {expected}")
+
+    def _spelling(self, key: str) -> str:
+        """Which of its names the file has for a key; the key itself where it has none."""
+        names = (key, *ALIASES.get(key, ()), SECOND.get(key, key))
+        return next((name for name in names if self._values.get(name) is not None), key)
 
     def get(self, key: str) -> Any:
         """The raw value under any of its spellings; None when absent. Two of ALIASES that disagree are an error."""
@@ -157,8 +161,7 @@ class Reader:
         """Refuses any value but one."""
         value = self.get(key)
         if value is not None and value != expected:
-            name = next((name for name in (key, *ALIASES.get(key, ())) if self._values.get(name) is not None), key)
-            raise Unsupported(f"{self.where}: '{name}' is {str(value)[:40]!r}: {why}")
+            raise Unsupported(f"{self.where}: '{self._spelling(key)}' is {str(value)[:40]!r}: {why}")
 
     def _default(self, key: str, default: Any) -> Any:
         if default is _REQUIRED:

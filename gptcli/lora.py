@@ -60,7 +60,7 @@ class Rank:
         return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
 
 
-def fingerprint(decoder: nn.Module) -> str:
+def weights_digest(decoder: nn.Module) -> str:
     """sha256 of all its numbers as they lie in memory, and of their names: what an adapter was trained beside."""
     digest = hashlib.sha256()
     for name, tensor in decoder.state_dict().items():

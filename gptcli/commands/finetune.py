@@ -200,7 +200,7 @@ def _base(plan: Plan) -> str:
 def _run(plan: Plan, out: Path, device: str, watch: Watch, loaded: Checkpoint | None = None) -> None:
     """Makes the steps that are left. loaded: the model, where a new run has it in memory."""
     from gptcli.checkpoint import save
-    from gptcli.lora import attach, fingerprint, restore, save_adapter
+    from gptcli.lora import attach, restore, save_adapter, weights_digest
 
     assert plan.recipe
     run, recipe = out / "run", plan.recipe
@@ -211,7 +211,7 @@ def _run(plan: Plan, out: Path, device: str, watch: Watch, loaded: Checkpoint | 
     checkpoint = loaded or load(saved, device, adapter=plan.lora is not None, hint=MORE_MEMORY)
     rank = plan.rank(checkpoint)
     if rank:
-        if loaded is None and plan.base is not None and plan.base != fingerprint(checkpoint.decoder):
+        if loaded is None and plan.base is not None and plan.base != weights_digest(checkpoint.decoder):
             raise GptcliError(
                 f"the weights in {plan.model} are not those that this adapter was begun on",
                 hint="bring those back, or start again in a new folder",

@@ -33,7 +33,7 @@ class Plan:
     lora: int | None = None
     alpha: float | None = None
     targets: tuple[str, ...] | None = None
-    base: str | None = None  # the fingerprint of the weights beside which an adapter is trained
+    base: str | None = None  # the digest of the weights beside which an adapter is trained
     recipe: Recipe | None = None
 
     def rank(self, checkpoint: Checkpoint) -> Rank | None:
@@ -59,7 +59,7 @@ def hold_pairs(files: list[str], fields: tuple[str, str]) -> bool:
 def able(plan: Plan, device: str, n_ctx: int | None) -> tuple[Plan, Checkpoint]:
     """The plan with its model's place, and that model. Raises what can be refused before anything is written."""
     from gptcli.layout import look
-    from gptcli.lora import fingerprint, places
+    from gptcli.lora import places, weights_digest
 
     named = Path(plan.model)  # a file, of several that its folder may hold, or a folder by whatever name
     where = named if named.is_file() else look(plan.model).source.folder
@@ -68,7 +68,7 @@ def able(plan: Plan, device: str, n_ctx: int | None) -> tuple[Plan, Checkpoint]:
     checkpoint = load(plan.model, device, adapter=plan.lora is not None, hint=hint)
     if (rank := plan.rank(checkpoint)) is not None:
         places(checkpoint, rank.targets)  # raises for a name that does not exist
-        plan = dataclasses.replace(plan, base=fingerprint(checkpoint.decoder))
+        plan = dataclasses.replace(plan, base=weights_digest(checkpoint.decoder))
     refuse_context(n_ctx, checkpoint.config.n_ctx, plan.name)
     return plan, checkpoint
 
